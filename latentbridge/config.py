@@ -1,0 +1,315 @@
+"""YAML text to typed settings: strict, frozen, and every complaint with its file and line."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from latentbridge.errors import ConfigError
+
+Key = tuple[str | int, ...]
+
+# YAML 1.2 core schema: `1e-4` is a number, `off` and `12:30:00` are text
+_PLAIN_TAGS = {"map", "seq", "str", "null", "bool", "int", "float", "timestamp", "merge", "value"}
+_NULL = re.compile(r"~|null|Null|NULL|")
+_BOOL = re.compile(r"true|True|TRUE|false|False|FALSE")
+_INT = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(
+    r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+)
+
+
+class Config(BaseModel):
+    """Base of every settings class: unknown keys refused, nothing coerced, nothing changed later."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", protected_namespaces=())
+
+
+class JobConfig(Config):
+    """What every job's config holds; a cell of a launch is one JobConfig."""
+
+    # which effective computation this is; run names and paths of outputs never enter a config
+    seed: int = Field(1234, ge=0)
+
+    # settings that change how a run is executed, never what it computes, are kept out of its id
+    execution_only: ClassVar[frozenset[str]] = frozenset()
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a setting was written."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class Tree:
+    """Nested settings in which every key remembers the file and line it came from."""
+
+    def __init__(self, values: dict[str, Any], origins: dict[Key, Origin]) -> None:
+        self.values = values
+        self.origins = origins
+
+    def origin(self, key: Key) -> Origin:
+        """Where `key` was written, or the nearest enclosing key that was written anywhere."""
+        for length in range(len(key), -1, -1):
+            if key[:length] in self.origins:
+                return self.origins[key[:length]]
+        raise KeyError(key)
+
+    def branch(self, key: str) -> Tree:
+        """The mapping under one top-level key, as a tree of its own (empty where absent)."""
+        values = self.values.get(key) or {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"{self.origin((key,))}: '{key}' is {describe(values)}; it must be a mapping")
+        origins = {path[1:]: origin for path, origin in self.origins.items() if path[:1] == (key,)}
+        return Tree(values, origins or {(): self.origin(())})
+
+    def override(self, other: Tree) -> Tree:
+        """A new tree with `other` on top: mappings merge, all else replaces; `a.b: 1` reaches into `a`."""
+        result = Tree(_copy(self.values), dict(self.origins))
+        written: dict[tuple[str, ...], Key] = {}
+        for path, value, source in _leaves(other.values, (), ()):
+            if path in written:
+                raise ConfigError(
+                    f"{other.origin(source)}: '{'.'.join(path)}' was already set at "
+                    f"{other.origin(written[path])}, written another way; keep one of them"
+                )
+            written[path] = source
+            result._put(path, value, other, source)
+        return result
+
+    def _put(self, path: tuple[str, ...], value: Any, other: Tree, source: Key) -> None:
+        node = self.values
+        for depth, key in enumerate(path[:-1], start=1):
+            below = node.setdefault(key, {})
+            if below is None:  # `early_stop: null` in a base, `early_stop.patience: 3` in a run
+                below = node[key] = {}
+            if not isinstance(below, dict):
+                raise ConfigError(
+                    f"{other.origin(source)}: '{'.'.join(path)}' reaches into '{'.'.join(path[:depth])}', "
+                    f"which is {describe(below)}, not a mapping"
+                )
+            node = below
+        if value == {} and isinstance(node.get(path[-1]), dict):
+            return  # an empty mapping changes nothing in a mapping
+        node[path[-1]] = _copy(value)
+        for old in [known for known in self.origins if known[: len(path)] == path]:
+            del self.origins[old]
+        for known, origin in other.origins.items():
+            if known[: len(source)] == source:
+                self.origins[(*path, *known[len(source) :])] = origin
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its dotted key."""
+
+        return {".".join(path): value for path, value, _ in _leaves(self.values, (), ())}
+
+    def swap(self, first: str, second: str, origin: Origin) -> Tree:
+        """A new tree with two top-level settings exchanged (source and target, say)."""
+        for key in (first, second):
+            if key not in self.values:
+                raise ConfigError(
+                    f"{origin}: swap names '{key}', which is not set; set: {', '.join(self.values)}"
+                )
+        rename = {first: second, second: first}
+        values = {rename.get(key, key): value for key, value in _copy(self.values).items()}
+        origins = {(rename.get(str(k[0]), k[0]), *k[1:]) if k else k: o for k, o in self.origins.items()}
+        return Tree(values, origins)
+
+
+def _leaves(
+    values: dict[str, Any], path: tuple[str, ...], source: Key
+) -> Iterator[tuple[tuple[str, ...], Any, Key]]:
+    """Each setting with its path (dots split) and its key as written; an empty mapping is a setting."""
+    for key, value in values.items():
+        inner_path, inner_source = (*path, *key.split(".")), (*source, key)
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, inner_path, inner_source)
+        else:
+            yield inner_path, value, inner_source
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(inner) for key, inner in value.items()}
+    return [_copy(inner) for inner in value] if isinstance(value, list) else value
+
+
+def describe(value: Any) -> str:
+    """A value as an error shows it: what it is, and of which kind."""
+    kinds = {
+        str: "text",
+        bool: "true/false",
+        int: "an integer",
+        float: "a number",
+        list: "a list",
+        dict: "a mapping",
+    }
+    if value is None:
+        return "empty"
+    return f"{value!r} ({kinds.get(type(value), type(value).__name__)})"
+
+
+def read_yaml(path: Path, shown_as: str | None = None) -> Tree:
+    """Parse one YAML file whose top level is a mapping; duplicate keys and custom tags are refused."""
+    name = shown_as or str(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{name}: cannot be read ({error})") from None
+    try:
+        node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{name}:{line}: not valid YAML: {error.problem or error.context}") from None
+    except yaml.YAMLError as error:  # a character that no YAML file may hold; there is no mark then
+        raise ConfigError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
+    origins: dict[Key, Origin] = {(): Origin(name, 1)}
+    if node is None:
+        return Tree({}, origins)
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{name}:1: the top level must be a mapping of keys to values")
+    try:
+        return Tree(_construct(node, (), name, origins), origins)
+    except RecursionError:
+        raise ConfigError(f"{name}: an alias (*name) stands inside its own anchor (&name)") from None
+
+
+def _construct(node: yaml.Node, key: Key, name: str, origins: dict[Key, Origin]) -> Any:
+    line = node.start_mark.line + 1
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in _PLAIN_TAGS:
+        raise ConfigError(f"{name}:{line}: the tag '{node.tag}' is not allowed; write a plain value")
+    origins.setdefault(key, Origin(name, line))
+    if isinstance(node, yaml.ScalarNode):
+        return node.value if node.style else parse_scalar(node.value)
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(item, (*key, index), name, origins) for index, item in enumerate(node.value)]
+    mapping: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        word, at = str(key_node.value), key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise ConfigError(f"{name}:{at}: a key must be a word, not a list or mapping")
+        if word in mapping:
+            first = origins[(*key, word)].line
+            raise ConfigError(
+                f"{name}:{at}: the key '{word}' was already set in line {first}; keep one of them"
+            )
+        origins[(*key, word)] = Origin(name, at)
+        mapping[word] = _construct(value_node, (*key, word), name, origins)
+    return mapping
+
+
+def parse_scalar(text: str) -> Any:
+    """An unquoted YAML scalar's value: null, true/false, an integer, a number, else text."""
+    if _NULL.fullmatch(text):
+        return None
+    if _BOOL.fullmatch(text):
+        return text.lower() == "true"
+    if _INT.fullmatch(text):
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return text
+
+
+def build(config_class: type[ConfigT], tree: Tree, where: str = "") -> ConfigT:
+    """Validate a tree; every complaint of one pass is raised together as one ConfigError.
+
+    where: what is being built, for the message, e.g. "run '2a'"
+    """
+    try:
+        return config_class.model_validate(tree.values)
+    except ValidationError as error:
+        lines = [_complaint(config_class, tree, item, where) for item in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _complaint(config_class: type[Config], tree: Tree, item: Any, where: str) -> str:
+    key: Key = tuple(item["loc"])
+    dotted = ".".join(str(part) for part in key)
+    prefix = f"{tree.origin(key)}: " + (f"{where}: " if where else "")
+    if item["type"] == "extra_forbidden":
+        known = _known_names(config_class, key[:-1])
+        near = difflib.get_close_matches(str(key[-1]), known, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"{prefix}unknown key '{dotted}'; {hint}Known here: {', '.join(known)}"
+    if item["type"] == "missing":
+        return f"{prefix}'{dotted}' is missing; it has no default, so set it"
+    if item["type"] == "value_error":
+        subject = f"{dotted}: " if dotted else ""
+        return f"{prefix}{subject}{item['ctx']['error']}"
+    rule = item["msg"][0].lower() + item["msg"][1:]
+    return f"{prefix}'{dotted}' is {describe(item['input'])}; {rule}{_remedy(item)}"
+
+
+def _remedy(item: Any) -> str:
+    value = item["input"]
+    if not isinstance(value, str) or item["type"] not in ("int_type", "float_type", "bool_type"):
+        return ""
+    plain = parse_scalar(value)
+    if isinstance(plain, bool | int | float):
+        return f"; write {value} without quotes"
+    return "; YAML 1.2 knows true and false only" if item["type"] == "bool_type" else ""
+
+
+def _known_names(config_class: type[BaseModel], key: Key) -> list[str]:
+    """Names of the fields of the settings class that sits at `key`."""
+    for part in key:
+        field = config_class.model_fields.get(str(part))
+        if field is None:
+            continue  # a list index, or the name of a union's branch
+        choices = (field.annotation, *get_args(field.annotation))
+        inner = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
+        if inner:
+            config_class = inner[0]
+    return list(config_class.model_fields)
+
+
+def dump(config: Config) -> dict[str, Any]:
+    """Every setting spelled out, as plain data."""
+    return config.model_dump(mode="json")
+
+
+def config_id(job: str, config: JobConfig) -> str:
+    """Twelve hex digits that name the effective computation: equal configs of one job, equal ids."""
+    data = {key: value for key, value in dump(config).items() if key not in config.execution_only}
+    text = json.dumps({"job": job, "config": data}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def to_yaml(config: Config) -> str:
+    """The text of a config file that reads back as the same config."""
+    return yaml.dump(dump(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that the 1.2 rules would read as something else; PyYAML only knows those of 1.1."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = None if isinstance(parse_scalar(text), str) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
+def load(config_class: type[ConfigT], path: Path) -> ConfigT:
+    """Read one complete config file, as the job on a node does: no merging, no defaults from elsewhere."""
+    return build(config_class, read_yaml(path))

@@ -1,0 +1,154 @@
+"""What every jobs/*.py calls: one complete config file in, one run folder filled.
+
+torchrun --nproc_per_node 4 jobs/translator.py --config RUN/config.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from latentbridge.config import JobConfig, load
+from latentbridge.errors import LatentbridgeError, RunError
+from latentbridge.rundir import RunDir, append_jsonl, hold_lock, keep_records, write_json
+
+JobConfigT = TypeVar("JobConfigT", bound=JobConfig)
+
+# set by our worker; by hand they are absent
+ATTEMPT_VARIABLE = "LATENTBRIDGE_ATTEMPT_DIR"
+STOP_REQUEST = "stop_requested"
+CHECKPOINTED = "checkpointed.json"
+
+
+PR_SET_PDEATHSIG = 1
+# a predecessor that was told to stop may still be writing its last checkpoint
+LOCK_PATIENCE_S = 120
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Ask the kernel to signal this process when its parent dies, so that nothing trains unwatched."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
+
+
+class Run:
+    """One rank's hold on its run folder: rank 0 writes, all ranks may ask whether to stop."""
+
+    def __init__(self, folder: RunDir, attempt: Path | None = None) -> None:
+        self.folder = folder
+        self.attempt = attempt
+        self.is_main = os.environ.get("RANK", "0") == "0"
+        self._signalled = False
+        self._last_progress = 0.0
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Add one record to train.jsonl (rank 0)."""
+        if self.is_main:
+            append_jsonl(self.folder.train_log, record)
+
+    def log_metrics(self, record: dict[str, Any]) -> None:
+        """Add one evaluation's record to metrics.jsonl (rank 0)."""
+        if self.is_main:
+            append_jsonl(self.folder.metrics_log, record)
+
+    def forget_after(self, step: int) -> None:
+        """Drop records of updates that a resumed run will do again (rank 0)."""
+        if self.is_main:
+            keep_records(self.folder.train_log, lambda record: record["step"] <= step)
+            keep_records(self.folder.metrics_log, lambda record: record["step"] <= step)
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Say how far a stage is; watchers read it, at most five times a second (rank 0)."""
+        now = time.monotonic()
+        if not self.is_main or (done < total and now - self._last_progress < 0.2):
+            return
+        self._last_progress = now
+        if self.attempt is not None:
+            write_json(
+                self.attempt / "progress.json",
+                {"stage": stage, "done": done, "total": total, "at": time.time()},
+            )
+        elif sys.stderr.isatty():
+            print(
+                f"\r{stage}: {done}/{total}\033[K",
+                end="\n" if done >= total else "",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def should_stop(self) -> bool:
+        """Whether this rank was asked to checkpoint and leave; ranks must agree before acting on it."""
+        return self._signalled or (self.attempt is not None and (self.attempt / STOP_REQUEST).exists())
+
+    def stopped_at(self, step: int) -> None:
+        """Record that a complete checkpoint of `step` was taken because someone asked to stop (rank 0)."""
+        if self.is_main and self.attempt is not None:
+            write_json(self.attempt / CHECKPOINTED, {"step": step})
+
+    def done(self, summary: dict[str, Any]) -> None:
+        """Mark the run finished (rank 0); call it last."""
+        if self.is_main:
+            self.folder.mark("DONE", {"finished_at": time.time(), **summary})
+
+    def lock(self) -> None:
+        """Hold this run for the life of the process, lest two launchers train it twice (rank 0).
+
+        A dying predecessor has two minutes to finish its last checkpoint; then LockedError.
+        """
+        if self.is_main:
+            self._lock = hold_lock(self.folder.rank_lock, LOCK_PATIENCE_S)
+
+    def listen(self) -> None:
+        """Turn TERM, USR1, USR2 and a first INT into a request to stop at the next update."""
+
+        def request(number: int, frame: Any) -> None:
+            if number == signal.SIGINT and self._signalled:
+                raise KeyboardInterrupt
+            self._signalled = True
+
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+            signal.signal(number, request)
+
+
+def main(
+    config_class: type[JobConfigT],
+    train: Callable[[JobConfigT, Run], dict[str, Any] | None],
+    argv: list[str] | None = None,
+) -> None:
+    """Run one job on this rank; `train` returns the summary of a finished run, or None if it was stopped."""
+    parser = argparse.ArgumentParser(description=sys.modules["__main__"].__doc__)
+    parser.add_argument(
+        "--config", required=True, type=Path, help="config.yaml inside the run folder to fill"
+    )
+    path: Path = parser.parse_args(argv).config.absolute()
+    # without torchrun a job is its own single rank; DeepSpeed would otherwise look for MPI
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}.items():
+        os.environ.setdefault(name, value)
+    try:
+        if path.name != "config.yaml":
+            raise RunError(
+                f"{path}: not the config.yaml of a run folder; "
+                "`python launch.py SPEC --no-submit` makes run folders"
+            )
+        config = load(config_class, path)
+        attempt = os.environ.get(ATTEMPT_VARIABLE)
+        run = Run(RunDir(path.parent), Path(attempt) if attempt else None)
+        if run.folder.state == "DONE":
+            print(f"{path.parent}: already DONE; nothing to do. Remove the marker to run it again.")
+            return
+        if attempt:
+            die_with_parent()  # torchrun's death must be ours
+        run.listen()
+        run.lock()
+        summary = train(config, run)
+        if summary is not None:
+            run.done(summary)
+    except LatentbridgeError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None

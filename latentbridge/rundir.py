@@ -1,0 +1,223 @@
+"""The run folder is the contract: its file names, and the only ways anything is written into it.
+
+RUN/
+  config.yaml manifest.json             every default spelled out; ids, hashes, seeds, versions, command
+  attempts/1/ stdout.log stderr.log env.json exit.json progress.json stacks/
+  train.jsonl metrics.jsonl             one record a log step; one record an evaluation
+  eval_samples_step_250.jsonl           one record a question
+  checkpoints/{best,last}               links to complete folders, swapped in one step
+  DONE | FAILED | STOPPED               one marker: how the run ended, and why
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from latentbridge.errors import LockedError, RunError
+
+State = Literal["DONE", "FAILED", "STOPPED"]
+STATES: tuple[State, ...] = ("DONE", "FAILED", "STOPPED")
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace a file in one step: readers see the old content or the new, never a part, whatever dies."""
+    data = content.encode() if isinstance(content, str) else content
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes 0600, which colleagues could not read
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write one JSON document atomically; inf and nan are refused, since a reader would choke on them."""
+    write_atomic(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON document; RunError names the file where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Add one record as one line, in one write: a killed writer leaves at most one torn last line."""
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+    with open(path, "ab") as file:
+        file.write(line.encode())
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Records of a file of our own; a torn last line is left out, damage elsewhere is a RunError."""
+    if not path.exists():
+        return
+    # bytes: a line may be torn in the middle of a character
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield json.loads(line)
+            except ValueError:
+                if line.endswith(b"\n"):
+                    raise RunError(f"{path}:{number}: not a JSON record; the file was damaged") from None
+
+
+def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Rewrite a JSONL file atomically with only the records that `keep` accepts."""
+    if path.exists():
+        records = [record for record in read_jsonl(path) if keep(record)]
+        write_atomic(
+            path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records)
+        )
+
+
+def hold_lock(path: Path, patience_s: float) -> IO[bytes]:
+    """Lock a file for as long as the returned handle is open; the kernel releases it when its holder dies.
+
+    LockedError if someone else still holds it after `patience_s`. On a file system without locks nobody
+    is kept out: there the ledger alone guards against doubles.
+    """
+    file = open(path, "ab")  # noqa: SIM115 - the handle is the lock
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                file.close()
+                raise LockedError(f"{path}: another process works on this run") from None
+            time.sleep(0.2)
+            continue
+        except OSError:
+            pass
+        return file
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run's folder; nothing else knows its file names."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def manifest(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def train_log(self) -> Path:
+        return self.path / "train.jsonl"
+
+    @property
+    def metrics_log(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def rank_lock(self) -> Path:
+        """Held by rank 0 while it trains."""
+        return self.path / "rank.lock"
+
+    @property
+    def worker_lock(self) -> Path:
+        """Held by the head node's worker from before an attempt until its end is written down."""
+        return self.path / "worker.lock"
+
+    def is_locked(self) -> bool:
+        """Whether a worker or a rank on a host that shares this disk is at work here now."""
+        for path in (self.worker_lock, self.rank_lock):
+            if path.exists():
+                try:
+                    hold_lock(path, 0).close()
+                except LockedError:
+                    return True
+        return False
+
+    @property
+    def attempts(self) -> Path:
+        return self.path / "attempts"
+
+    def eval_samples(self, label: int | str) -> Path:
+        """The answers of one evaluation; label: an update count, or "final"."""
+        return self.path / f"eval_samples_step_{label}.jsonl"
+
+    def list_attempts(self) -> list[Path]:
+        """Attempt folders, oldest first."""
+        if not self.attempts.is_dir():
+            return []
+        return sorted((p for p in self.attempts.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+
+    def new_attempt(self) -> Path:
+        """Make and return the next attempt's folder; two callers never get the same one."""
+        self.attempts.mkdir(exist_ok=True)
+        number = 1 + max((int(p.name) for p in self.list_attempts()), default=0)
+        while True:
+            folder = self.attempts / str(number)
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                number += 1
+                continue
+            return folder
+
+    @property
+    def state(self) -> State | None:
+        """How the run ended, or None while no marker says so."""
+        return next((state for state in STATES if (self.path / state).exists()), None)
+
+    def read_marker(self) -> dict[str, Any]:
+        """What the marker holds; empty where there is none."""
+        return dict(read_json(self.path / self.state)) if self.state else {}
+
+    def mark(self, state: State, record: dict[str, Any]) -> None:
+        """Write one marker; DONE is final, the others give way to what comes later."""
+        if state != "DONE" and (self.path / "DONE").exists():
+            return
+        write_json(self.path / state, record)
+        for other in STATES:
+            if other != state:
+                (self.path / other).unlink(missing_ok=True)
+
+    def clear_marker(self) -> None:
+        """Forget FAILED or STOPPED before another attempt; DONE stays."""
+        for state in ("FAILED", "STOPPED"):
+            (self.path / state).unlink(missing_ok=True)

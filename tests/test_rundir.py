@@ -1,0 +1,208 @@
+import json
+import os
+import signal
+import stat
+import threading
+import time
+
+import pytest
+
+from latentbridge.errors import LockedError, RunError
+from latentbridge.rundir import (
+    RunDir,
+    append_jsonl,
+    hold_lock,
+    keep_records,
+    read_json,
+    read_jsonl,
+    write_atomic,
+    write_json,
+)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir(tmp_path)
+
+
+def fork(work) -> int:
+    """Run `work` in a child process; returns its id."""
+    child = os.fork()
+    if child == 0:
+        work()
+        os._exit(0)
+    return child
+
+
+def test_a_writer_that_is_killed_leaves_the_old_content_or_the_new(tmp_path):
+    path, old, new = tmp_path / "state.json", "old" * 50_000, "new" * 80_000
+    path.write_text(old)
+    seen = set()
+
+    for delay_ms in range(12):
+        child = fork(lambda: [write_atomic(path, text) for _ in range(10**6) for text in (new, old)])
+        time.sleep(delay_ms / 1000)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        seen.add(path.read_text())
+
+    assert seen <= {old, new}
+
+
+def test_a_refused_write_leaves_no_draft_and_the_old_content(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            write_json(path, {"a": 2})
+
+    assert read_json(path) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_others_may_read_what_was_written(tmp_path):
+    write_json(tmp_path / "x.json", {"name": "é"})
+
+    assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == 0o644
+    assert "é" in (tmp_path / "x.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", ["", '{"a": ', "[1, 2"])
+def test_a_damaged_document_is_named(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+
+    with pytest.raises(RunError, match=r"x\.json: cannot be read as JSON"):
+        read_json(path)
+    with pytest.raises(RunError, match=r"y\.json: no such file"):
+        read_json(tmp_path / "y.json")
+
+
+def test_records_come_back_in_order_and_a_missing_file_holds_none(tmp_path):
+    path = tmp_path / "train.jsonl"
+    assert list(read_jsonl(path)) == []
+
+    for step in (20, 40, 60):
+        append_jsonl(path, {"step": step, "text": "line\nbreak \u2028 é"})
+
+    assert [record["step"] for record in read_jsonl(path)] == [20, 40, 60]
+    assert path.read_bytes().count(b"\n") == 3
+
+
+def test_wherever_the_last_line_is_torn_the_lines_before_it_stand(tmp_path):
+    path = tmp_path / "train.jsonl"
+    append_jsonl(path, {"step": 1})
+    first = path.stat().st_size
+    append_jsonl(path, {"step": 2, "text": "é"})
+    whole = path.read_bytes()
+
+    for length in range(first, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert list(read_jsonl(path)) == [{"step": 1}], f"{length} bytes"
+
+
+def test_damage_before_the_last_line_is_named_with_its_line(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+
+    with pytest.raises(RunError, match=r"train\.jsonl:2: not a JSON record"):
+        list(read_jsonl(path))
+
+
+def test_a_number_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        append_jsonl(tmp_path / "x.jsonl", {"loss": float("inf")})
+    assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_keep_records_drops_what_is_refused_and_a_torn_line(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+
+    keep_records(path, lambda record: record["step"] != 2)
+    append_jsonl(path, {"step": 4})
+
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 3, 4]
+
+
+def test_keep_records_makes_no_file(tmp_path):
+    keep_records(tmp_path / "none.jsonl", lambda record: True)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_attempts_are_counted_as_numbers(run):
+    for number in ("2", "10", "9"):
+        (run.attempts / number).mkdir(parents=True)
+    (run.attempts / "notes").mkdir()
+
+    assert [folder.name for folder in run.list_attempts()] == ["2", "9", "10"]
+    assert run.new_attempt().name == "11"
+
+
+def test_two_callers_never_get_the_same_attempt(run):
+    made = []
+    threads = [threading.Thread(target=lambda: made.append(run.new_attempt().name)) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(map(int, made)) == list(range(1, 17))
+
+
+def test_a_run_without_a_marker_has_no_state(run):
+    assert run.state is None
+    assert run.read_marker() == {}
+    assert run.list_attempts() == []
+
+
+def test_the_later_marker_replaces_the_earlier_and_done_is_final(run):
+    run.mark("FAILED", {"cause": "oom"})
+    run.mark("STOPPED", {"reason": "preempted"})
+    assert (run.state, run.read_marker()) == ("STOPPED", {"reason": "preempted"})
+
+    run.mark("DONE", {"steps": 3})
+    run.mark("FAILED", {"cause": "error"})
+    run.clear_marker()
+
+    assert (run.state, run.read_marker()) == ("DONE", {"steps": 3})
+    assert not (run.path / "FAILED").exists()
+
+
+def test_done_counts_even_if_its_writer_died_before_removing_the_old_marker(run):
+    write_json(run.path / "FAILED", {"cause": "oom"})
+    write_json(run.path / "DONE", {"steps": 3})
+
+    assert run.state == "DONE"
+
+
+def test_clearing_forgets_a_failure(run):
+    run.mark("FAILED", {"cause": "oom"})
+    run.clear_marker()
+
+    assert run.state is None
+
+
+def test_evaluations_are_named_by_step_or_word(run):
+    assert run.eval_samples(250).name == "eval_samples_step_250.jsonl"
+    assert run.eval_samples("final").name == "eval_samples_step_final.jsonl"
+
+
+def test_a_lock_keeps_others_out_and_ends_with_its_holder(run):
+    child = fork(lambda: (hold_lock(run.worker_lock, 0), time.sleep(60)))
+    deadline = time.monotonic() + 10
+    while not run.is_locked() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    with pytest.raises(LockedError, match=r"worker\.lock"):
+        hold_lock(run.worker_lock, 0)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+    assert not run.is_locked()
+    hold_lock(run.worker_lock, 0).close()
