@@ -1,0 +1,87 @@
+"""What can vary in how a model is trained; nothing here imports torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from latentbridge.config import Config
+from latentbridge.errors import ConfigError
+
+
+class OptimConfig(Config):
+    """AdamW, its schedule and its parameter groups; everything is counted in optimiser updates."""
+
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    # strict tuples refuse YAML lists, hence the exception
+    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.98)
+    # gates start at 0, closed; the seed opens them three times faster than it moves the rest
+    gate_lr_multiplier: float = Field(3.0, gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    clip_norm: float | None = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _betas_are_decay_rates(self) -> OptimConfig:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {list(self.betas)}; each must be at least 0 and below 1")
+        return self
+
+
+class TrainConfig(Config):
+    """How long, how much at once, and on which engine."""
+
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    # optimiser updates
+    steps: int = Field(gt=0)
+    # samples per update over all ranks
+    batch_size: int = Field(gt=0)
+    # samples per rank and forward; None: batch_size / ranks, so no accumulation
+    micro_batch_size: int | None = Field(None, gt=0)
+    log_every: int = Field(20, gt=0)
+    eval_every: int = Field(250, gt=0)
+    checkpoint_every: int = Field(250, gt=0)
+    eval_at_start: bool = False
+
+    @model_validator(mode="after")
+    def _engine_can_do_the_precision(self) -> TrainConfig:
+        if self.precision == "bf16" and self.engine == "torch":
+            raise ValueError(
+                "precision is bf16 with engine torch, which is the fp32 reference; "
+                "write engine: deepspeed, or precision: fp32"
+            )
+        if self.precision == "bf16" and self.zero_stage == 0:
+            raise ValueError(
+                "precision is bf16 with zero_stage 0, where DeepSpeed takes an optimiser step during set-up "
+                "and the first updates come out wrong; bf16 needs zero_stage: 1 or more, on one GPU too"
+            )
+        return self
+
+    def micro_batches(self, world_size: int) -> tuple[int, int]:
+        """How one update is cut up on each rank: (forwards per update, samples per forward)."""
+        per_rank, rest = divmod(self.batch_size, world_size)
+        if rest:
+            raise ConfigError(
+                f"train.batch_size is {self.batch_size}, which {world_size} ranks cannot share equally; "
+                f"make it a multiple of {world_size}"
+            )
+        micro = self.micro_batch_size or per_rank
+        if per_rank % micro:
+            raise ConfigError(
+                f"train.micro_batch_size is {micro}, but each of {world_size} ranks has {per_rank} samples "
+                f"an update; make it a divisor of {per_rank}"
+            )
+        return per_rank // micro, micro
+
+
+class EarlyStopConfig(Config):
+    """Which metric decides what is best, and how long to wait for a better one."""
+
+    metric: str
+    mode: Literal["max", "min"] = "max"
+    # evaluations without a strict improvement; None: never stops, best is tracked all the same
+    patience: int | None = Field(None, gt=0)
