@@ -1,0 +1,187 @@
+"""Reading, scoring and answering must not depend on padding, neighbours or batch size."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+from latentbridge.data.language_model import (
+    FrozenLM,
+    answer_nll,
+    generate,
+    hidden_states,
+    load_frozen,
+    positions,
+)
+from latentbridge.data.tokenizers import build_tokenizer
+from latentbridge.errors import ConfigError, PreflightError
+
+PROMPTS = ["Kofi has 3 tiles.\nA: ", "A: ", "Zoe ties up 12 parcels of 7 figs each.\nA: "]
+ANSWERS = ["3+4=7 #### 7", "12/3=4 #### 4", "2*2=4 4-3=1 #### 1"]
+
+
+@pytest.fixture(scope="module", params=["llama", "gpt2"])
+def lm(request):
+    torch.manual_seed(3)
+    if request.param == "llama":
+        tokenizer = build_tokenizer("bpe")
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=24,
+            intermediate_size=40,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.3,
+        )
+    else:
+        tokenizer = build_tokenizer("characters")
+        config = GPT2Config(
+            vocab_size=len(tokenizer), n_embd=24, n_layer=2, n_head=3, n_positions=128, initializer_range=0.3
+        )
+    model = AutoModelForCausalLM.from_config(config)
+    return FrozenLM(model.eval().requires_grad_(False), tokenizer)
+
+
+def read(lm, texts, padding="left"):
+    ids, mask = lm.encode(texts, add_bos=True, padding=padding)
+    return lm.embed(ids), mask
+
+
+def test_answer_nll_equals_the_plain_library_loss(lm):
+    answers = lm.encode(ANSWERS, add_bos=False, add_eos=True, padding="right")
+    nll, count = answer_nll(lm, *read(lm, PROMPTS), *answers)
+
+    for row, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS, strict=True)):
+        before, _ = lm.encode([prompt], add_bos=True, padding="right")
+        after, _ = lm.encode([answer], add_bos=False, add_eos=True, padding="right")
+        ids = torch.cat([before, after], dim=1)
+        labels = torch.cat([torch.full_like(before, -100), after], dim=1)
+        plain = lm.model(input_ids=ids, labels=labels).loss
+
+        assert count[row] == after.shape[1]
+        torch.testing.assert_close(nll[row] / count[row], plain, rtol=1e-4, atol=1e-5)
+
+
+def test_answer_nll_sends_gradient_to_the_prefix_and_none_to_padding(lm):
+    embeds, mask = read(lm, PROMPTS)
+    embeds = embeds.clone().requires_grad_()
+    answers = lm.encode(ANSWERS, add_bos=False, padding="right")
+    answer_nll(lm, embeds, mask, *answers)[0].sum().backward()
+
+    assert embeds.grad.isfinite().all()
+    assert (embeds.grad[mask].abs().sum(dim=-1) > 0).all()
+    assert (embeds.grad[~mask] == 0).all()
+
+
+def test_a_reply_does_not_depend_on_its_neighbours_or_padding(lm):
+    together = generate(lm, *read(lm, PROMPTS), max_new_tokens=20)
+    alone = [generate(lm, *read(lm, [prompt]), max_new_tokens=20)[0] for prompt in PROMPTS]
+
+    assert together == alone
+    assert len(set(together)) == 3
+
+
+def test_generate_equals_the_library(lm):
+    ids, mask = lm.encode(PROMPTS, add_bos=True, padding="left")
+    theirs = lm.model.generate(
+        input_ids=ids,
+        attention_mask=mask.long(),
+        max_new_tokens=11,
+        do_sample=False,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    theirs = lm.tokenizer.batch_decode(theirs[:, ids.shape[1] :], skip_special_tokens=True)
+
+    assert generate(lm, lm.embed(ids), mask, max_new_tokens=11) == theirs
+
+
+def test_generate_refuses_prompts_padded_on_the_right(lm):
+    with pytest.raises(ValueError, match="on the left"):
+        generate(lm, *read(lm, PROMPTS, padding="right"), max_new_tokens=2)
+
+
+def test_hidden_states_of_a_text_are_the_same_under_either_padding(lm):
+    left_ids, left_mask = lm.encode(PROMPTS, add_bos=True, padding="left")
+    right_ids, right_mask = lm.encode(PROMPTS, add_bos=True, padding="right")
+    left = hidden_states(lm, left_ids, left_mask, layer=1)
+    right = hidden_states(lm, right_ids, right_mask, layer=1)
+
+    assert left.shape == (*left_ids.shape, 24)
+    torch.testing.assert_close(left[left_mask], right[right_mask], rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_does_not_exist_is_refused_and_never_becomes_the_last(lm):
+    ids, mask = lm.encode(PROMPTS, add_bos=True, padding="right")
+
+    assert torch.equal(hidden_states(lm, ids, mask, layer=-1), hidden_states(lm, ids, mask, layer=2))
+    with pytest.raises(ConfigError, match=r"layer is 3.*-3\.\.2"):
+        hidden_states(lm, ids, mask, layer=3)
+
+
+def test_positions_count_real_tokens_only():
+    mask = torch.tensor([[False, False, True, True], [True, True, True, False]])
+
+    assert positions(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+
+
+class Scripted:
+    """A model that recites one text per row, whatever it reads, and counts its steps."""
+
+    def __init__(self, rows, vocabulary):
+        self.rows, self.vocabulary, self.step = rows, vocabulary, 0
+        self.generation_config = None
+
+    def __call__(self, **inputs):
+        wanted = [row[min(self.step, len(row) - 1)] for row in self.rows]
+        self.step += 1
+        logits = torch.nn.functional.one_hot(torch.tensor(wanted), self.vocabulary).float()[:, None]
+        return SimpleNamespace(logits=logits, past_key_values=None)
+
+
+def recite(texts, max_new_tokens):
+    tokenizer = build_tokenizer("characters")
+    rows = [tokenizer.convert_tokens_to_ids(list(text)) + [2] * text.endswith("7") for text in texts]
+    model = Scripted(rows, len(tokenizer))
+    replies = generate(
+        FrozenLM(model, tokenizer),
+        torch.zeros(len(texts), 3, 5),
+        torch.ones(len(texts), 3, dtype=torch.bool),
+        max_new_tokens,
+    )
+    return replies, model.step
+
+
+def test_generation_stops_once_every_row_has_ended_by_eos_or_answer_line():
+    replies, steps = recite(["3+4=7 #### 7", "#### 12\nQ: What next? #### 13"], max_new_tokens=100)
+
+    assert replies == ["3+4=7 #### 7", "#### 12"]
+    assert steps == 16
+
+
+def test_a_number_that_may_still_grow_is_not_a_completed_answer():
+    replies, _ = recite(["#### 123456789123456789"], max_new_tokens=16)
+
+    assert replies == ["#### 12345678912"]
+
+
+def test_a_saved_model_loads_frozen_and_in_evaluation_mode(lm, tmp_path):
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    loaded = load_frozen(str(tmp_path), torch.float32, torch.device("cpu"))
+
+    assert not loaded.model.training
+    assert not any(p.requires_grad for p in loaded.model.parameters())
+    assert (loaded.hidden_size, loaded.num_layers) == (24, 2)
+    assert generate(loaded, *read(loaded, PROMPTS), 8) == generate(lm, *read(lm, PROMPTS), 8)
+
+
+def test_a_folder_that_holds_no_weights_is_reported_with_its_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+
+    with pytest.raises(PreflightError, match=str(tmp_path)):
+        load_frozen(str(tmp_path), torch.float32, torch.device("cpu"))
