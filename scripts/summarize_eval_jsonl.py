@@ -1,0 +1,14 @@
+"""Audit evaluation files by path, without installing anything: python scripts/summarize_eval_jsonl.py RUN...
+
+Login node or laptop, no GPU; about a second for 200 MB.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from latentbridge.audit.eval_jsonl import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

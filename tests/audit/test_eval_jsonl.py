@@ -1,0 +1,313 @@
+import json
+import subprocess
+import sys
+import time
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from latentbridge.audit.eval_jsonl import audit_file, find_eval_files, main
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADER = "Answer each question step by step and end with '#### <number>'."
+
+
+def record(index: int, answer: str | None = None, gold: str | None = None, **changes: object) -> dict:
+    """One record in the seed's layout; by default a right answer to question `index`."""
+    gold = str(index * 7) if gold is None else gold
+    answer = gold if answer is None else answer
+    question = f"{HEADER}\n\nQ: How many – in all?\nA: 2\n#### 2\n\nQ: question {index}\nA:"
+    valid = answer not in ("", "[invalid]")
+    return {
+        "eval_step": "250",
+        "index": index,
+        "question": question,
+        "gold_full_text": f"{question} so\n#### {gold}",
+        "gold_extracted": gold,
+        "source_full": "no idea",
+        "source_extracted": "[invalid]",
+        "target_full": f"#### {gold}",
+        "target_extracted": gold,
+        "bridged_full": f"so it is\n#### {answer}" if valid else "so it is",
+        "bridged_extracted": answer,
+        **changes,
+    }
+
+
+def write(path: Path, records: list[dict], tail: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in records)
+    path.write_text(lines + tail, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "eval_samples_step_250.jsonl"
+
+
+def test_null_empty_and_the_invalid_mark_are_invalid_and_never_match(file):
+    gold = "[invalid]"
+    unanswered = [
+        record(0, "[invalid]", gold),
+        record(1, "", ""),
+        record(2, "x", gold, bridged_extracted=None, gold_extracted=None),
+        record(3, "21", "21"),
+    ]
+
+    audit = audit_file(write(file, unanswered))
+
+    assert (audit.total, audit.invalid, audit.gold_match) == (4, 3, 1)
+
+
+def test_a_trailing_dot_is_no_match_and_is_named(file):
+    audit = audit_file(write(file, [record(0), record(1, "7."), record(2, "15")]))
+
+    assert (audit.total, audit.invalid, audit.gold_match) == (3, 0, 1)
+    assert audit.problems == ["equal as a number, not as text, so not counted: index 1 ('7.' vs '7')"]
+
+
+@pytest.mark.parametrize("answer", ["7.0", "07", "7."])
+def test_every_spelling_of_the_right_number_is_named(file, answer):
+    assert "equal as a number" in audit_file(write(file, [record(0), record(1, answer)])).problems[0]
+
+
+@pytest.mark.parametrize("answer", ["7.7.7", "...", "-7", "1.", "8"])
+def test_a_wrong_answer_is_not_called_numerically_equal(file, answer):
+    assert audit_file(write(file, [record(0), record(1, answer)])).problems == []
+
+
+def test_accuracy_carries_the_wilson_interval(file):
+    answers = [record(i) for i in range(3)] + [record(i, "5") for i in range(3, 10)]
+
+    accuracy = audit_file(write(file, answers)).accuracy
+
+    # Wilson by hand for 3 of 10 with z = 1.96: middle 0.3555, half 0.2478
+    assert (accuracy.value, accuracy.n) == (0.3, 10)
+    assert accuracy.low == pytest.approx(0.1078, abs=1e-4)
+    assert accuracy.high == pytest.approx(0.6032, abs=1e-4)
+
+
+def test_a_truncated_last_line_and_a_broken_one_are_named_and_not_counted(file):
+    whole = json.dumps(record(3))
+    write(file, [record(0), record(1)], tail=f"{{broken\n\n{json.dumps(record(2))}\n[1]\n{whole[:-40]}")
+
+    audit = audit_file(file)
+
+    assert audit.total == 3
+    assert audit.malformed == [3, 6, 7]
+    assert audit.problems[:2] == [
+        "2 lines not a JSON record: 3, 6",
+        "line 7 is cut off: the file ends inside it",
+    ]
+
+
+def test_bytes_that_are_no_text_are_one_malformed_line(file):
+    file.write_bytes(b"\xff\xfe\n" + json.dumps(record(0)).encode() + b"\n" + b"\0" * 50)
+
+    audit = audit_file(file)
+
+    assert (audit.total, audit.malformed) == (1, [1, 3])
+
+
+def test_a_last_line_without_newline_counts_when_it_is_whole(file):
+    file.write_text(json.dumps(record(0)))
+
+    assert (audit_file(file).total, audit_file(file).problems) == (1, [])
+
+
+def test_repeated_and_missing_indices_are_named(file):
+    audit = audit_file(write(file, [record(i) for i in (0, 1, 1, 4, 9, 9, 9)]))
+
+    assert audit.problems == ["2 indices more than once: 1, 9", "indices missing: 2-3, 5-8"]
+
+
+def test_a_lost_beginning_is_missing_too(file):
+    assert audit_file(write(file, [record(2), record(3)])).problems == ["indices missing: 0-1"]
+
+
+def test_a_huge_index_is_one_gap_and_costs_nothing(file):
+    assert audit_file(write(file, [record(0), record(10**15)])).problems == [
+        f"indices missing: 1-{10**15 - 1}"
+    ]
+
+
+def test_a_collapsed_model_is_named(file):
+    answers = [record(i, "1000" if i < 5 else str(i)) for i in range(12)]
+
+    problems = audit_file(write(file, answers)).problems
+
+    assert problems == ["5 of 12 answers are '1000' (gold: 0 of 12): a collapsed model"]
+
+
+def test_an_answer_as_common_as_in_the_gold_is_no_collapse(file):
+    answers = [record(i, "2", "2") if i < 6 else record(i) for i in range(12)]
+
+    assert audit_file(write(file, answers)).problems == []
+
+
+def test_a_constant_gold_answer_is_named(file):
+    problems = audit_file(write(file, [record(i, str(i), "12") for i in range(10)])).problems
+
+    assert problems[0].startswith("the gold answer is '12' in every record")
+
+
+def test_an_echoed_prompt_is_named(file):
+    echo = record(1, "[invalid]", bridged_full=f"{HEADER} And then")
+
+    assert "1 answer echoing the prompt: line 2" in audit_file(write(file, [record(0), echo])).problems
+
+
+def test_a_stored_answer_that_its_text_does_not_hold_is_named(file):
+    swapped = record(1, bridged_full="#### 8 and #### 7")
+    marked_invalid = record(2, "[invalid]", bridged_full="#### 1,414")
+    with_comma = record(3, "1414", "1414", bridged_full="#### 1,414")
+    only_a_comma = record(4, "[invalid]", bridged_full="#### ,")
+
+    audit = audit_file(write(file, [record(0), swapped, marked_invalid, with_comma, only_a_comma]))
+
+    assert audit.problems == ["2 stored answers unlike the first '#### number' of bridged_full: line 2-3"]
+
+
+def test_lacking_keys_are_named(file):
+    lacking = {key: value for key, value in record(1).items() if key != "gold_extracted"}
+
+    audit = audit_file(write(file, [record(0), lacking]))
+
+    assert (audit.total, audit.invalid, audit.gold_match) == (2, 0, 1)
+    assert audit.problems == ["1 record without the key 'gold_extracted'"]
+
+
+def test_files_come_in_the_order_of_training_and_final_last(tmp_path):
+    for label in ("1000", "final", "250", "0", "best"):
+        write(tmp_path / f"eval_samples_step_{label}.jsonl", [record(0)])
+
+    labels = [path.stem.rsplit("_", 1)[1] for path in find_eval_files(tmp_path)]
+
+    assert labels == ["0", "250", "1000", "best", "final"]
+
+
+def test_an_archive_of_nested_and_flat_runs_with_quotes_in_their_names(tmp_path, capsys):
+    write(tmp_path / 'phase1_"20251116"' / "phase1_all_fix" / "eval_samples_step_0.jsonl", [record(0)])
+    write(tmp_path / "layer_s0_t0" / "eval_samples_step_final.jsonl", [record(0, "[invalid]")])
+    write(tmp_path / "layer_s0_t0" / "eval_samples_step_final.jsonl.bak", [record(0)])
+    (tmp_path / "layer_s0_t0" / "train.log").write_text("Step 20/2000")
+
+    code = main([str(tmp_path)])
+
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    flat, nested = "layer_s0_t0/eval_samples_step_final.jsonl", 'phase1_"20251116"/phase1_all_fix'
+    assert code == 0
+    assert lines == [
+        f"{tmp_path}/{flat} -> total=1 invalid=1 gold_match=0",
+        f"{tmp_path}/{nested}/eval_samples_step_0.jsonl -> total=1 invalid=0 gold_match=1",
+    ]
+
+
+def test_a_shorter_file_than_its_neighbours_is_named(tmp_path, capsys):
+    write(tmp_path / "eval_samples_step_250.jsonl", [record(i) for i in range(5)])
+    write(tmp_path / "eval_samples_step_final.jsonl", [record(i) for i in range(3)])
+
+    main([str(tmp_path)])
+
+    assert "! 2 records fewer than eval_samples_step_250.jsonl beside it" in capsys.readouterr().out
+
+
+def test_json_holds_the_same_counts(file, capsys):
+    write(file, [record(0), record(1, "[invalid]"), record(2, "5")], tail="{")
+
+    code = main(["--json", str(file)])
+
+    (found,) = json.loads(capsys.readouterr().out)
+    assert code == 1
+    assert found["path"] == str(file)
+    assert (found["total"], found["invalid"], found["gold_match"]) == (3, 1, 1)
+    assert found["accuracy"] == pytest.approx(1 / 3)
+    assert found["malformed"] == [4]
+
+
+def test_an_empty_file_has_a_void_accuracy_and_exit_code_1(file, capsys):
+    file.write_text("\n  \n")
+
+    code = main(["--json", str(file)])
+
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (code, found["total"], found["accuracy"]) == (1, 0, None)
+    assert found["problems"] == ["no record in this file"]
+
+
+def test_a_folder_without_evaluations_is_exit_code_1(tmp_path, file, capsys):
+    write(file, [record(0)])
+    (tmp_path / "empty").mkdir()
+
+    code = main([str(file), str(tmp_path / "empty")])
+
+    assert code == 1
+    assert f"{tmp_path}/empty: no evaluation record here" in capsys.readouterr().err
+
+
+def test_a_missing_path_is_named_and_exit_code_2(tmp_path, file, capsys):
+    write(file, [record(0)])
+
+    with pytest.raises(SystemExit) as stop:
+        main([str(file), str(tmp_path / "nowhere")])
+
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert f"{tmp_path}/nowhere: no such file or folder" in printed.err
+    assert printed.out == ""
+
+
+def run_script(*arguments: str, **options: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / "scripts" / "summarize_eval_jsonl.py"), *arguments]
+    return subprocess.run(command, capture_output=True, cwd="/", timeout=60, check=False, **options)
+
+
+def test_the_script_runs_from_anywhere_and_imports_nothing_heavy(tmp_path, file):
+    write(file, [record(0)])
+    probe = "import sys, latentbridge.audit.eval_jsonl; print([m for m in {} if m in sys.modules])"
+    heavy = ["torch", "pandas", "scipy", "numpy", "pydantic", "rich"]
+
+    imported = subprocess.run([sys.executable, "-c", probe.format(heavy)], capture_output=True, check=True)
+
+    assert run_script(str(file)).stdout.startswith(f"{file} -> total=1 invalid=0 gold_match=1\n".encode())
+    assert imported.stdout == b"[]\n"
+
+
+def test_a_folder_name_that_is_no_text_is_still_audited(tmp_path):
+    folder = bytes(tmp_path) + b"/run\xff"
+    write(Path(folder.decode(errors="surrogateescape")) / "eval_samples_step_0.jsonl", [record(0)])
+
+    done = run_script(str(tmp_path))
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"run\\udcff/eval_samples_step_0.jsonl -> total=1" in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    for step in range(300):
+        write(tmp_path / f"eval_samples_step_{step}.jsonl", [record(i) for i in (0, 2)])
+    script = ROOT / "scripts" / "summarize_eval_jsonl.py"
+
+    shell = f"set -o pipefail; {sys.executable} {script} {tmp_path} | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=False)
+
+    assert done.stdout.splitlines()[-1] == "0"
+    assert done.stderr == ""
+
+
+def test_speed_and_memory_do_not_grow_with_the_length_of_texts(file):
+    # 25 MB in 200 records: the seed's largest archive files hold 2.3 MB
+    long = "word – " * 8000
+    write(file, [record(i, source_full=long, target_full=long) for i in range(200)])
+    tracemalloc.start()
+    started = time.perf_counter()
+    audit = audit_file(file)
+    elapsed = time.perf_counter() - started
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert audit.gold_match == 200
+    assert peak < 3 * 2**20
+    assert elapsed < 5.0
