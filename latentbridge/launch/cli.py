@@ -1,0 +1,252 @@
+"""The commands: launch, status, preserve, verify, restore, schema; only this file ends the process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from latentbridge.errors import LatentbridgeError
+from latentbridge.launch.cluster import check_executor
+from latentbridge.launch.ledger import lease
+from latentbridge.launch.plan import Plan, find_launch, make_plan, write_launch
+from latentbridge.launch.record import Launch
+
+if TYPE_CHECKING:
+    from latentbridge.launch.status import RunStatus
+
+INTERRUPTED = 130
+
+
+def project_root() -> Path:
+    """Where configs/, jobs/, slurm/ and runs/ are: LATENTBRIDGE_ROOT, else the checkout of this package."""
+    return Path(os.environ.get("LATENTBRIDGE_ROOT") or Path(__file__).parents[2]).absolute()
+
+
+def launch_main() -> None:
+    """`python launch.py SPEC ...`"""
+    main(["launch", *sys.argv[1:]])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`latentbridge COMMAND ...`"""
+    args = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = args.command
+    try:
+        code = command(args)
+    except LatentbridgeError as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; what was saved is safe, and the same command goes on from there", file=sys.stderr)
+        code = INTERRUPTED
+    raise SystemExit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="latentbridge", description=__doc__.partition(";")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    launch = add("launch", _launch, "run every cell of a spec; again at any time to go on")
+    launch.add_argument("spec", help="a YAML file, by path or by name under configs/")
+    launch.add_argument("-n", "--dry-run", action="store_true", help="show plan and commands; write nothing")
+    launch.add_argument(
+        "--cluster", metavar="NAME", help="a profile of slurm/ (default: the spec's, else found)"
+    )
+    launch.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="override in every cell"
+    )
+    launch.add_argument(
+        "--new", action="store_true", help="start afresh even if this plan was launched before"
+    )
+    launch.add_argument(
+        "--continue", dest="folder", type=Path, metavar="LAUNCH", help="go on with this folder"
+    )
+    launch.add_argument("--retry-failed", action="store_true", help="run failed cells again as well")
+    launch.add_argument("--no-submit", action="store_true", help="write the run folders, start nothing")
+
+    status = add("status", _status, "the state of every run of a launch")
+    status.add_argument("launch", type=Path)
+    status.add_argument("--json", action="store_true")
+
+    preserve = add("preserve", _preserve, "summarise a launch and copy it into preserved_data/")
+    preserve.add_argument("launch", type=Path)
+
+    verify = add("verify", _verify, "compare archives with their checksums, byte by byte")
+    verify.add_argument("archive", type=Path, nargs="+")
+
+    restore = add("restore", _restore, "copy a verified archive back to a folder that does not exist yet")
+    restore.add_argument("archive", type=Path)
+    restore.add_argument("target", type=Path)
+
+    schema = add("schema", _schema, "the JSON Schema of a spec, or of one job's config, for editors")
+    schema.add_argument("job", nargs="?")
+    return parser
+
+
+def _launch(args: argparse.Namespace) -> int:
+    from latentbridge.launch import display
+
+    root = project_root()
+    plan = make_plan(args.spec, cluster=args.cluster, settings=args.set, root=root)
+    if args.dry_run:
+        _show_plan(plan, root)
+        return 0
+    check_executor(plan.cluster_name, plan.cluster)
+    runs = root / "runs"
+    runs.mkdir(exist_ok=True)
+    with lease(runs / f".{plan.id}.lock", f"the plan {plan.spec.name} ({plan.id})"):
+        launch = Launch(args.folder.absolute()) if args.folder else None
+        launch = launch or (None if args.new else find_launch(plan, runs))
+        verb = "going on with" if launch else "made"
+        launch = launch or write_launch(plan, runs, ["launch.py", *sys.argv[1:]])
+        display.console.print(display.plan_table(plan))
+        display.console.print(f"{verb} {launch.path}")
+        if args.no_submit:
+            return 0
+        if plan.cluster.executor == "slurm":
+            return _submit(launch, args.retry_failed, root / "preserved_data")
+        return _run_here(launch, args.retry_failed, root / "preserved_data")
+
+
+def _show_plan(plan: Plan, root: Path) -> None:
+    """Print the table and the exact lines, with the parts that only a launch can know in capitals."""
+    from latentbridge.launch import display, submit
+    from latentbridge.launch.torchrun import torchrun_command
+
+    display.console.print(display.plan_table(plan))
+    folder = root / "runs" / f"{plan.spec.name}_STAMP"
+    planned = plan.planned(folder)
+    if plan.cluster.executor == "slurm":
+        for group in submit.group_runs(planned):
+            print(f"\n# sbatch, for {', '.join(run.name for run in group)}")
+            text = submit.script(plan.cluster, group[0].resources, folder, "TOKEN", len(group))
+            print(text)
+    print("\n# torchrun, on each node")
+    job = folder / "code" / "jobs" / f"{plan.spec.job}.py"
+    for run in planned:
+        print(shlex.join(torchrun_command(job, run.folder.config, run.resources, head="HEAD")))
+    print(f"\nspec: {plan.spec_path}\ncluster: slurm/{plan.cluster_name}.yaml")
+    print(f"GPUs asked for, all runs at once: {plan.total_gpus}")
+
+
+def _submit(launch: Launch, retry_failed: bool, archives: Path) -> int:
+    from latentbridge.launch import display, status, submit
+
+    submit.adopt_lost(launch)
+    pending, states = status.to_submit(launch, retry_failed)
+    if pending:
+        made = submit.submit(launch, pending)
+        print(f"submitted {len(pending)} runs as jobs {', '.join(str(s.job_id) for s in made)}")
+        states = status.status(launch)
+    else:
+        print("nothing to submit")
+    active = {state.job.split("_")[0] for state in states if state.phase in status.ACTIVE and state.job}
+    if not active:
+        return _conclude(launch, states, archives)
+    last = submit.submit_finish(launch, active)
+    if last:
+        print(f"job {last.job_id} will summarise and preserve when all have ended")
+    display.console.print(display.status_table(launch.name, states))
+    print(f"watch it with: latentbridge status {launch.path}")
+    return 1 if any(state.phase == "failed" for state in states) else 0
+
+
+def _run_here(launch: Launch, retry_failed: bool, archives: Path) -> int:
+    from latentbridge.launch import display, status
+    from latentbridge.launch.local import LocalPool
+
+    with display.console.status("waiting for processes that are still at work on these runs"):
+        status.wait_for_others(launch)
+    pending, states = status.to_submit(launch, retry_failed)
+    if pending:
+        pool = LocalPool(launch, pending)
+        with display.Board(total=len(states), done=len(states) - len(pending)) as board:
+            pool.run(board)
+        states = status.status(launch)
+    else:
+        print("nothing to run: every run has ended")
+    return _conclude(launch, states, archives)
+
+
+def _conclude(launch: Launch, states: list[RunStatus], archives: Path) -> int:
+    """Summarise and preserve a launch whose runs have all ended, and say how they did."""
+    from latentbridge.launch import display
+    from latentbridge.launch.finish import finish
+
+    with display.console.status("summarising and preserving"):
+        archive = finish(launch, archives)
+    print((launch.path / "summary.log").read_text())
+    for state in states:
+        if state.phase != "done":
+            print(
+                f"{state.name}: {state.phase}: {state.detail} (see {launch.path / state.name / 'attempts'})"
+            )
+    for picture in sorted(launch.path.glob("*.png")):
+        print(f"picture: {picture}")
+    print(f"archive: {archive}")
+    return 0 if all(state.phase == "done" for state in states) else 1
+
+
+def _status(args: argparse.Namespace) -> int:
+    from latentbridge.launch import display, status
+
+    launch = Launch(args.launch.absolute())
+    states = status.status(launch)
+    if args.json:
+        print(json.dumps([state.as_record() for state in states], indent=1))
+    else:
+        display.console.print(display.status_table(launch.name, states))
+    return 1 if any(state.phase in ("failed", "lost") for state in states) else 0
+
+
+def _preserve(args: argparse.Namespace) -> int:
+    from latentbridge.launch.finish import finish
+
+    print(finish(Launch(args.launch.absolute()), project_root() / "preserved_data"))
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from latentbridge.launch.preserve import verify
+
+    sound = True
+    for archive in args.archive:
+        problems = verify(archive)
+        sound &= not problems
+        for problem in problems:
+            print(f"{archive}: {problem}")
+        if not problems:
+            print(f"{archive}: every file is as it was preserved")
+    return 0 if sound else 1
+
+
+def _restore(args: argparse.Namespace) -> int:
+    from latentbridge.launch.preserve import restore
+
+    restore(args.archive, args.target)
+    print(f"restored {args.target}")
+    return 0
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from latentbridge.config import Origin
+    from latentbridge.launch.spec import Spec, load_job_config
+
+    model = load_job_config(args.job, project_root(), Origin("schema", 1)) if args.job else Spec
+    print(json.dumps(model.model_json_schema(), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""A spec and a cluster profile to a plan, and a plan to a launch folder; nothing is submitted here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from latentbridge.config import dump, to_yaml
+from latentbridge.errors import ConfigError
+from latentbridge.launch.cluster import Cluster, Resources, load_cluster, resources_for
+from latentbridge.launch.record import PLAN, Launch, PlannedRun
+from latentbridge.launch.spec import Cell, Spec, expand, find_spec, parse_settings, read_spec
+from latentbridge.rundir import RunDir, read_json, write_atomic, write_json
+
+# above this size a code copy shares the file instead of doubling it; such files are replaced, never edited
+HARD_LINK_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that would be launched."""
+
+    spec: Spec
+    spec_path: Path
+    root: Path
+    cluster_name: str
+    cluster: Cluster
+    cells: list[Cell]
+    resources: dict[str, Resources]  # by run name
+
+    @property
+    def id(self) -> str:
+        """Names this set of runs: the same spec asked twice is the same plan."""
+        lines = [self.spec.name, self.spec.job, *sorted(f"{cell.name} {cell.id}" for cell in self.cells)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+    def planned(self, folder: Path) -> list[PlannedRun]:
+        """The runs as the launcher and its workers know them, with `folder` as the launch folder."""
+        return [
+            PlannedRun(
+                name=cell.name,
+                cell=cell.cell,
+                id=cell.id,
+                seed=cell.config.seed,
+                job=self.spec.job,
+                needs=cell.needs,
+                resources=self.resources[cell.name],
+                folder=RunDir(folder / cell.name),
+            )
+            for cell in self.cells
+        ]
+
+    @property
+    def total_gpus(self) -> int:
+        return sum(r.nodes * (r.gpus_per_node or 1) for r in self.resources.values())
+
+
+def make_plan(argument: str, *, cluster: str | None, settings: list[str], root: Path) -> Plan:
+    """Read and check everything that can be checked without touching disk or scheduler."""
+    path = find_spec(argument, root)
+    spec, tree = read_spec(path, root)
+    chosen, profile = load_cluster(cluster or spec.cluster, root)
+    if spec.max_parallel is not None:
+        profile = profile.model_copy(update={"max_parallel": spec.max_parallel})
+    cells = expand(spec, tree, parse_settings(settings), root)
+    resources = {cell.name: resources_for(profile, cell.resources, f"run '{cell.cell}'") for cell in cells}
+    return Plan(
+        spec=spec,
+        spec_path=path,
+        root=root,
+        cluster_name=chosen,
+        cluster=profile,
+        cells=cells,
+        resources=resources,
+    )
+
+
+def find_launch(plan: Plan, runs: Path) -> Launch | None:
+    """The launch folder made from exactly this plan, if there is one; two would be ambiguous."""
+    found = [
+        file.parent for file in runs.glob(f"{plan.spec.name}_*/{PLAN}") if read_json(file)["id"] == plan.id
+    ]
+    if len(found) > 1:
+        names = ", ".join(sorted(folder.name for folder in found))
+        raise ConfigError(f"this plan was launched more than once ({names}); say which: --continue runs/NAME")
+    return Launch(found[0]) if found else None
+
+
+def write_launch(plan: Plan, runs: Path, argv: list[str]) -> Launch:
+    """Make the launch folder: complete, or not at all."""
+    runs.mkdir(parents=True, exist_ok=True)
+    stamp = time.strftime("%Y%m%d_%H%M%S")
+    final = runs / f"{plan.spec.name}_{stamp}"
+    while final.exists():  # two launches within one second
+        time.sleep(0.2)
+        final = runs / f"{plan.spec.name}_{time.strftime('%Y%m%d_%H%M%S')}"
+    draft = runs / f".{final.name}.{os.getpid()}"
+    draft.mkdir()
+    try:
+        (draft / "cache").mkdir()
+        (draft / "ledger").mkdir()
+        shutil.copyfile(plan.spec_path, draft / "spec.yaml")
+        code = copy_code(plan.root, draft / "code")
+        for cell in plan.cells:
+            _write_run(plan, cell, draft / cell.name, final.name, code, argv)
+        write_json(draft / PLAN, _plan_record(plan, code, argv))
+        os.rename(draft, final)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    return Launch(final)
+
+
+def _write_run(
+    plan: Plan, cell: Cell, folder: Path, launch: str, code: dict[str, Any], argv: list[str]
+) -> None:
+    folder.mkdir()
+    run = RunDir(folder)
+    write_atomic(run.config, to_yaml(cell.config))
+    write_json(
+        run.manifest,
+        {
+            "launch": launch,
+            "name": cell.name,
+            "cell": cell.cell,
+            "seed": cell.config.seed,
+            "id": cell.id,
+            "job": plan.spec.job,
+            "overrides": cell.overrides,
+            "warm_start": dump(cell.config).get("warm_start"),
+            "resources": dump(plan.resources[cell.name]),
+            "code": code,
+            "versions": versions(),
+            "command": argv,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    )
+
+
+def _plan_record(plan: Plan, code: dict[str, Any], argv: list[str]) -> dict[str, Any]:
+    return {
+        "name": plan.spec.name,
+        "id": plan.id,
+        "spec_file": str(plan.spec_path),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": argv,
+        "job": plan.spec.job,
+        "cluster_name": plan.cluster_name,
+        "cluster": dump(plan.cluster),
+        "retry": dump(plan.spec.retry),
+        "compare": [dump(comparison) for comparison in plan.spec.compare],
+        "code": code,
+        "runs": [
+            {
+                "name": cell.name,
+                "cell": cell.cell,
+                "seed": cell.config.seed,
+                "id": cell.id,
+                "needs": list(cell.needs),
+                "resources": dump(plan.resources[cell.name]),
+                "overrides": cell.overrides,
+                "folder": cell.name,
+            }
+            for cell in plan.cells
+        ],
+    }
+
+
+def copy_code(root: Path, target: Path) -> dict[str, Any]:
+    """Copy package and jobs, so that a queued run executes what was launched; returns the code's identity."""
+    digest = hashlib.sha256()
+    for top in ("latentbridge", "jobs"):
+        for source in sorted(path for path in (root / top).rglob("*") if path.is_file()):
+            relative = source.relative_to(root)
+            if "__pycache__" in relative.parts:
+                continue
+            copy = target / relative
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if source.stat().st_size > HARD_LINK_BYTES:
+                _link_or_copy(source, copy)
+                continue  # weights and data: their own hashes are in their provenance files
+            content = source.read_bytes()
+            copy.write_bytes(content)
+            digest.update(f"{relative}\0{len(content)}\0".encode() + content)
+    sha, diff = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD")
+    if diff:
+        write_atomic(target / "uncommitted.diff", diff)
+    return {"sha": sha.strip() or None, "dirty": bool(diff), "hash": digest.hexdigest()[:12]}
+
+
+def _link_or_copy(source: Path, copy: Path) -> None:
+    try:
+        os.link(source, copy)
+    except OSError:  # another file system
+        shutil.copyfile(source, copy)
+
+
+def _git(root: Path, *words: str) -> str:
+    try:
+        answer = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return answer.stdout if answer.returncode == 0 else ""
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of what a result may depend on."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "executable": sys.executable}
+    for package in ("latentbridge", "torch", "deepspeed", "accelerate", "transformers", "submitit", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found

@@ -1,0 +1,99 @@
+"""What a person types, and what answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latentbridge.launch.cli import main
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def run(*argv):
+    with pytest.raises(SystemExit) as ended:
+        main([str(word) for word in argv])
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("launch",), ("status",), ("preserve",), ("verify",), ("restore",), ("schema",)]
+)
+def test_every_command_answers_help(command, capsys):
+    assert run(*command, "--help") == 0
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing_and_shows_the_exact_lines(write_spec, project, capsys):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {}, b: {steps: 7}}")
+    before = sorted(project.rglob("*"))
+
+    assert run("launch", "spec", "--dry-run") == 0
+
+    out = capsys.readouterr().out
+    assert out.count("-m torch.distributed.run") == 2
+    assert sorted(project.rglob("*")) == before
+
+
+def test_a_mistake_is_an_exit_code_of_2_and_makes_nothing(write_spec, project, capsys):
+    write_spec("name: s\njob: count\nruns:\n  a: {stebs: 7}")
+
+    assert run("launch", "spec", "--cluster", "local") == 2
+    assert "configs/spec.yaml:4: run 'a': unknown key 'stebs'" in capsys.readouterr().err
+    assert not (project / "runs").exists()
+
+
+def test_a_folder_that_is_no_launch_is_refused(tmp_path, capsys):
+    assert run("status", tmp_path) == 1
+    assert "not a launch folder" in capsys.readouterr().err
+
+
+def test_status_as_json_lists_every_run(write_spec, project, capsys):
+    write_spec("name: s\njob: count\ncluster: local\nseeds: [4, 5, 6]")
+    assert run("launch", "spec", "--no-submit") == 0
+    (folder,) = project.glob("runs/s_*")
+    capsys.readouterr()
+
+    assert run("status", folder, "--json") == 0
+
+    assert [(r["name"], r["phase"]) for r in json.loads(capsys.readouterr().out)] == [
+        ("s-s4", "planned"),
+        ("s-s5", "planned"),
+        ("s-s6", "planned"),
+    ]
+
+
+def test_a_slurm_profile_without_slurm_is_refused_before_anything_is_made(
+    write_spec, project, monkeypatch, capsys
+):
+    write_spec("name: s\njob: count\nruns: {a: {}}")
+    (project / "slurm" / "far.yaml").write_text("executor: slurm\n")
+    monkeypatch.setenv("PATH", "/nonexistent")
+
+    assert run("launch", "spec", "--cluster", "far") == 2
+    assert "needs sbatch, squeue, scontrol" in capsys.readouterr().err
+    assert not (project / "runs").exists()
+
+
+def test_the_schema_of_a_spec_names_its_keys(capsys):
+    assert run("schema") == 0
+    assert {"runs", "grid", "seeds"} <= set(json.loads(capsys.readouterr().out)["properties"])
+
+
+def test_the_login_node_never_imports_torch_or_pandas():
+    script = (
+        "import sys\nfrom latentbridge.launch import cli\n"
+        "try: cli.main(['launch', 'ablations', '--dry-run', '--cluster', 'h100'])\n"
+        "except SystemExit as end: assert end.code == 0, end.code\n"
+        "heavy = {'torch', 'transformers', 'accelerate', 'deepspeed', 'pandas', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr

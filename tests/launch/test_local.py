@@ -1,0 +1,191 @@
+"""Whole launches on this machine: real workers, real torchrun, a job that only counts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from latentbridge.rundir import read_json
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def command(*words):
+    return [sys.executable, str(REPOSITORY / "launch.py"), *map(str, words)]
+
+
+def launch(*words):
+    return subprocess.run(command(*words), capture_output=True, text=True, check=False, timeout=120)
+
+
+def the_launch(project):
+    (folder,) = [path for path in (project / "runs").iterdir() if not path.name.startswith(".")]
+    return folder
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def counted(project):
+    return [path.parent.name for path in project.glob("runs/*/*/count.json")]
+
+
+def processes_of(project):
+    """Pids of live processes that work on this project's runs."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                line = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if str(project / "runs") in line:
+                found.append(int(entry.name))
+    return found
+
+
+def test_a_launch_ends_with_every_run_done_and_asking_again_submits_nothing(write_spec, project):
+    write_spec("name: s\njob: count\ncluster: local\nseeds: [1, 2]\nruns: {a: {steps: 4}}")
+
+    first = launch("spec")
+    again = launch("spec")
+
+    assert first.returncode == 0, first.stderr
+    folder = the_launch(project)
+    assert {(folder / run / "DONE").exists() for run in ("a-s1", "a-s2")} == {True}
+    assert "nothing to run" in again.stdout
+    assert len(list((folder / "a-s1" / "attempts").iterdir())) == 1
+    assert again.returncode == 0
+
+
+def test_a_changed_spec_is_another_launch(write_spec, project):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {steps: 4}}")
+    launch("spec", "--no-submit")
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {steps: 5}}")
+    launch("spec", "--no-submit")
+
+    assert len(list(project.glob("runs/s_*"))) == 2
+
+
+def test_a_run_that_fails_once_is_tried_again_and_both_attempts_are_kept(write_spec, project):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {fail_at: 2}}")
+
+    done = launch("spec")
+
+    run = the_launch(project) / "a"
+    assert done.returncode == 0, done.stdout + done.stderr
+    first, second = (read_json(run / "attempts" / n / "exit.json") for n in ("1", "2"))
+    assert (first["cause"], first["message"]) == ("error", "ValueError: told to fail at 2")
+    assert second["cause"] == "done"
+
+
+def test_a_run_that_always_fails_is_given_up_and_its_dependent_never_starts(write_spec, project):
+    write_spec("""
+        name: s
+        job: count
+        cluster: local
+        runs: {a: {fail_at: 2, fail_times: 99}, b: {steps: 4}, c: {steps: 5}}
+        needs: {b: [a]}
+        """)
+
+    done = launch("spec")
+
+    folder = the_launch(project)
+    assert done.returncode == 1
+    assert read_json(folder / "a" / "FAILED")["message"] == "ValueError: told to fail at 2"
+    assert read_json(folder / "b" / "FAILED")["cause"] == "needs"
+    assert not (folder / "b" / "count.json").exists()
+    assert (folder / "c" / "DONE").exists()
+    assert "told to fail at 2" in done.stdout
+
+
+@pytest.mark.parametrize("victim", ["launcher", "worker", "everything"])
+def test_after_kill_9_the_same_command_finishes_every_run_exactly_once(victim, write_spec, project):
+    write_spec("name: s\njob: count\ncluster: local\nseeds: [1, 2]\nruns: {a: {steps: 40, step_s: 0.1}}")
+    child = subprocess.Popen(command("spec"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(counted(project)) == 2)
+
+    if victim == "launcher":
+        child.kill()
+    elif victim == "worker":
+        worker = next(
+            p for p in processes_of(project) if b"launch.worker" in Path(f"/proc/{p}/cmdline").read_bytes()
+        )
+        os.kill(worker, signal.SIGKILL)
+    else:
+        for pid in [child.pid, *processes_of(project)]:
+            os.kill(pid, signal.SIGKILL)
+    if victim != "worker":
+        child.wait()
+        assert launch("spec").returncode == 0
+    else:
+        assert child.wait(timeout=90) == 0
+
+    folder = the_launch(project)
+    for run in ("a-s1", "a-s2"):
+        steps = [json.loads(line)["step"] for line in (folder / run / "train.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, 41)), "a step was done twice or lost"
+        assert (folder / run / "DONE").exists()
+    wait_for(lambda: not processes_of(project), 20)
+
+
+def test_ctrl_c_saves_stops_and_the_same_command_goes_on(write_spec, project):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {steps: 30, step_s: 0.1}}")
+    child = subprocess.Popen(command("spec"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: counted(project))
+
+    child.send_signal(signal.SIGINT)
+    _, stderr = child.communicate(timeout=60)
+
+    run = the_launch(project) / "a"
+    assert child.returncode == 130
+    assert "the same command goes on" in stderr
+    assert read_json(run / "STOPPED")["cause"] == "stopped"
+    saved = read_json(run / "count.json")["done"]
+    assert 0 < saved < 30
+    assert launch("spec").returncode == 0
+    assert (run / "DONE").exists() and not (run / "STOPPED").exists()
+
+
+def test_a_second_launcher_of_the_same_plan_is_sent_away(write_spec, project):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {steps: 30, step_s: 0.1}}")
+    child = subprocess.Popen(command("spec"), stdout=subprocess.DEVNULL)
+    wait_for(lambda: counted(project))
+
+    second = launch("spec")
+
+    assert second.returncode == 75
+    assert f"process {child.pid}" in second.stderr
+    assert child.wait(timeout=60) == 0
+
+
+def test_a_run_of_two_nodes_has_all_its_ranks_on_this_machine(write_spec, project):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {resources: {nodes: 2, gpus_per_node: 2}}}")
+
+    assert launch("spec").returncode == 0
+    assert (the_launch(project) / "a" / "DONE").exists()
+
+
+def test_a_run_executes_the_code_of_submit_time(write_spec, project):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {}}")
+    launch("spec", "--no-submit")
+    (project / "jobs" / "count.py").write_text("raise SystemExit('edited after the launch')")
+
+    child = subprocess.run(
+        [sys.executable, "-m", "latentbridge.launch.worker", str(the_launch(project)), "--run", "a"],
+        check=False,
+    )
+
+    assert child.returncode == 0
+    assert (the_launch(project) / "a" / "DONE").exists()
