@@ -51,9 +51,12 @@ def rewrite_last_state(root: Path, state: dict[str, Any]) -> None:
         write_json(root / "last" / STATE, state)
 
 
-def read_last_state(root: Path) -> dict[str, Any] | None:
-    """The state `last` holds, or None where no checkpoint was completed."""
-    return dict(read_json(root / "last" / STATE)) if (root / "last").exists() else None
+def read_last(root: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The folder that `last` points to and its state, or None where no checkpoint was completed."""
+    if not (root / "last").exists():
+        return None
+    folder = root / os.readlink(root / "last")
+    return folder, dict(read_json(folder / STATE))
 
 
 def write_best(root: Path, module: nn.Module, state: dict[str, Any]) -> str:
@@ -77,20 +80,16 @@ def link_best(root: Path, name: str) -> None:
         _link(root / "best", name)
 
 
-def load_best(root: Path, module: nn.Module) -> dict[str, Any] | None:
-    """Put the best weights back into `module` and return their state; None where nothing was best.
+def load_best(root: Path, name: str, module: nn.Module) -> None:
+    """Put weights that `write_best` wrote back into `module`; RunError where the file was damaged.
 
-    The optimiser keeps its own copies, so this is for evaluation only.
+    The optimiser keeps its own copies, so this is for evaluation only. By name, not by link: another
+    node may still see the link as it was.
     """
-    distributed.barrier()
-    folder = root / "best"
-    if not folder.exists():
-        return None
-    state = dict(read_json(folder / STATE))
-    if _sha256(folder / WEIGHTS) != state["sha256"]:
-        raise RunError(f"{folder / WEIGHTS}: its SHA-256 is not the one in {STATE}; the file was damaged")
-    load_weights(module, folder / WEIGHTS)
-    return state
+    weights = root / name / WEIGHTS
+    if _sha256(weights) != read_json(root / name / STATE)["sha256"]:
+        raise RunError(f"{weights}: its SHA-256 is not the one in {STATE}; the file was damaged")
+    load_weights(module, weights)
 
 
 def tidy(root: Path, best: str | None) -> None:

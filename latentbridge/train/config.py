@@ -40,7 +40,8 @@ class TrainConfig(Config):
     steps: int = Field(gt=0)
     # samples per update over all ranks
     batch_size: int = Field(gt=0)
-    # samples per rank and forward; None: batch_size / ranks, so no accumulation
+    # samples per rank and forward; None: batch_size / ranks, so no accumulation. Forwards count equally,
+    # so a mean over tokens is exact within one, and across ranks, but not across those of one update
     micro_batch_size: int | None = Field(None, gt=0)
     log_every: int = Field(20, gt=0)
     eval_every: int = Field(250, gt=0)

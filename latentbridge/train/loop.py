@@ -137,15 +137,17 @@ class _Loop:
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the best weights once more, read back from disk, and sum the run up."""
-        best = checkpoint.load_best(self.root, self.engine.module)
-        metrics = self._measure(best["step"] if best else self.state.step, FINAL)
+        state = self.state
+        if state.best_folder is not None:
+            checkpoint.load_best(self.root, state.best_folder, self.engine.module)
+        metrics = self._measure(state.step if state.best_step is None else state.best_step, FINAL)
         return {
-            "steps": self.state.step,
-            "stopped_early": self.state.stopped_early,
-            "best_step": self.state.best_step,
-            "best_metric": self.state.best_value,
+            "steps": state.step,
+            "stopped_early": state.stopped_early,
+            "best_step": state.best_step,
+            "best_metric": state.best_value,
             "final": {name: metric.as_record() for name, metric in metrics.items()},
-            "train_s": self.state.train_s,
+            "train_s": state.train_s,
         }
 
     def _update(self) -> None:
@@ -203,25 +205,21 @@ class _Loop:
                 f"it measures {', '.join(sorted(metrics))}"
             )
         value = metrics[watched.metric].value
-        state.evaluated = True
         # untrained weights are measured for the record, and are never the best
-        if state.step > 0 and value is not None and _is_better(value, state.best_value, watched.mode):
-            self._keep_best(value)
+        improved = state.step > 0 and value is not None and _is_better(value, state.best_value, watched.mode)
+        if improved:
+            best = {"step": state.step, "metric": watched.metric, "value": value}
+            state.best_folder = checkpoint.write_best(self.root, self.engine.module, best)
+            state.best_step, state.best_value, state.evaluations_since_best = state.step, value, 0
         elif state.step > 0:
             state.evaluations_since_best += 1
             state.stopped_early = state.evaluations_since_best == watched.patience
-        if self.saved_step == state.step:
-            checkpoint.rewrite_last_state(self.root, self._as_record())
-
-    def _keep_best(self, value: float) -> None:
-        state = self.state
-        best = {"step": state.step, "metric": self.config.early_stop.metric, "value": value}
-        state.best_folder = checkpoint.write_best(self.root, self.engine.module, best)
-        state.best_step, state.best_value, state.evaluations_since_best = state.step, value, 0
-        # `last` remembers the new best before the old one goes: a kill in between loses neither
-        self._save()
-        checkpoint.rewrite_last_state(self.root, self._as_record())
-        checkpoint.link_best(self.root, state.best_folder)
+        state.evaluated = True
+        if improved or self.saved_step == state.step:
+            self._save()
+        if improved:
+            # `last` remembers the new best before the old one goes: a kill in between loses neither
+            checkpoint.link_best(self.root, str(state.best_folder))
 
     def _measure(self, step: int, label: str) -> dict[str, Metric]:
         """Evaluate in eval mode without gradients, then restore train mode; rank 0's numbers everywhere."""
@@ -237,10 +235,13 @@ class _Loop:
         return metrics
 
     def _save(self) -> None:
-        if self.saved_step != self.state.step:
-            self._settle()
-            checkpoint.save_last(self.root, self.engine, self._as_record())
-            self.saved_step = self.state.step
+        """Make `last` the run as it is now; of a step that is saved already, only the state is written."""
+        if self.saved_step == self.state.step:
+            checkpoint.rewrite_last_state(self.root, self._as_record())
+            return
+        self._settle()
+        checkpoint.save_last(self.root, self.engine, self._as_record())
+        self.saved_step = self.state.step
 
     def _as_record(self) -> dict[str, Any]:
         return {**asdict(self.state), "tally": self.tally.as_record(), "written_by": self._writer()}
@@ -254,18 +255,19 @@ class _Loop:
         return {**writer, "ranks": distributed.world_size()} if train.zero_stage > 0 else writer
 
     def _resume(self) -> None:
-        record = checkpoint.read_last_state(self.root)
-        if record is None:
+        found = distributed.from_rank_0(checkpoint.read_last(self.root))
+        if found is None:
             checkpoint.tidy(self.root, best=None)
             self.run.forget_after(-1)
             return
+        folder, record = found
         written_by, totals = record.pop("written_by"), record.pop("tally")
         if written_by != self._writer():
             raise RunError(
-                f"{self.root / 'last'}: written by {_spell(written_by)}; this is {_spell(self._writer())}. "
+                f"{folder}: written by {_spell(written_by)}; this is {_spell(self._writer())}. "
                 "Resume with what wrote it, or remove checkpoints/last to train from the start"
             )
-        self.engine.load(self.root / "last")
+        self.engine.load(folder)
         self.state, self.tally = _State(**record), Tally(totals)
         self.saved_step = self.state.step
         checkpoint.tidy(self.root, self.state.best_folder)
@@ -286,7 +288,7 @@ def _weighted_sum(terms: dict[str, LossTerm], step: int) -> Tensor:
                 f"update {step}: losses.{name} weighs {term.weight}, but has no gradient and trains nothing; "
                 "it is detached, or does not depend on the model"
             )
-    return torch.stack([term.weight * term.value.reshape(()) for term in terms.values()]).sum()
+    return torch.stack([term.weight * term.value.float().reshape(()) for term in terms.values()]).sum()
 
 
 def _is_better(value: float, best: float | None, mode: str) -> bool:

@@ -18,7 +18,10 @@ def reseed(*position: int | str) -> None:
     number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
     random.seed(number)
     numpy.random.seed(number % 2**32)
-    torch.manual_seed(number % 2**63)
+    # torch.manual_seed would, in a process without CUDA, keep a traceback of every call
+    torch.default_generator.manual_seed(number % 2**63)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed(number % 2**63)
 
 
 class SampleOrder:

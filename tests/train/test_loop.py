@@ -227,16 +227,17 @@ def test_a_loss_that_is_not_finite_stops_all_ranks_before_it_can_be_checkpointed
     ranks: Any, toy: Any, tmp_path: Path, train: dict[str, Any]
 ) -> None:
     def spoil(terms: dict[str, LossTerm], step: int) -> dict[str, LossTerm]:
-        factor = float("nan") if step == 3 and distributed.rank() == 1 else 1.0
+        factor = float("nan") if step == 4 and distributed.rank() == 1 else 1.0
         return terms | {"size": LossTerm(terms["size"].value * factor, 0.01)}
 
     def run() -> None:
-        with pytest.raises(RunError, match=r"update 3: losses\.size is not finite on rank 1"):
+        with pytest.raises(RunError, match=r"update 4: losses\.size is not finite on rank 1"):
             toy.run(tmp_path, toy.make_config(log_every=20, **train), _failing(toy, spoil))
 
     ranks(run)
-    assert read_json(tmp_path / "checkpoints" / "last" / "state.json")["step"] == 2
-    assert _labels(tmp_path) == []
+    # a checkpoint was due at 4; the evaluation at 3 took one, for its best
+    assert read_json(tmp_path / "checkpoints" / "last" / "state.json")["step"] == 3
+    assert _labels(tmp_path) == ["3"]
 
 
 def test_seed_fault_d4_a_detached_loss_with_weight_is_refused(ranks: Any, toy: Any, tmp_path: Path) -> None:

@@ -117,19 +117,26 @@ def test_an_evaluation_without_improvement_is_remembered_too(ranks: Any, toy: An
     assert _labels(tmp_path) == ["2", "4", "6", "final"]
 
 
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 @pytest.mark.parametrize("where", ["write_best", "rewrite_last_state", "link_best"])
 def test_a_crash_after_an_evaluations_record_does_not_double_it(
-    ranks: Any, toy: Any, tmp_path: Path, where: str
+    ranks: Any, toy: Any, tmp_path: Path, where: str, before: bool
 ) -> None:
-    def crash() -> None:
-        setattr(checkpoint, where, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        toy.run(tmp_path, toy.make_config(engine="torch"))
+    config = toy.make_config(engine="torch", checkpoint_every=3)
+    real = getattr(checkpoint, where)
 
-    ranks.until_killed(crash)
-    ranks(toy.run, tmp_path, toy.make_config(engine="torch"), world_size=1)
+    def arm(label: str) -> None:
+        if label == "6":  # by then there is an older best to lose
+            kill = _kill_at("now")
+            setattr(checkpoint, where, lambda *args: (before or real(*args), kill("now")))
+
+    ranks.until_killed(toy.run, tmp_path, config, toy.Workload(evaluate=arm))
+    checkpoints = tmp_path / "checkpoints"
+    assert (checkpoints / read_json(checkpoints / "last" / "state.json")["best_folder"]).is_dir()
+    ranks(toy.run, tmp_path, config, world_size=1)
 
     assert _labels(tmp_path) == ["3", "6", "final"]
-    assert read_json(tmp_path / "checkpoints" / "best" / "state.json")["step"] == 6
+    assert read_json(checkpoints / "best" / "state.json")["step"] == 6
 
 
 def test_a_run_that_ended_without_its_marker_only_repeats_the_final_evaluation(
@@ -143,6 +150,19 @@ def test_a_run_that_ended_without_its_marker_only_repeats_the_final_evaluation(
     assert ranks(run, world_size=1) == [["3", "6", "final"]]
     assert ranks(run, world_size=1) == [["final"]]
     assert _labels(tmp_path) == ["3", "6", "final"]
+
+
+def test_a_run_whose_last_was_removed_starts_anew(ranks: Any, toy: Any, tmp_path: Path) -> None:
+    config = toy.make_config(engine="torch")
+    ranks(toy.run, tmp_path, config, world_size=1)
+    checkpoints = tmp_path / "checkpoints"
+    (checkpoints / "last").unlink()
+    stale = {path.name for path in checkpoints.iterdir()} - {"best"}
+    ranks.until_killed(toy.run, tmp_path, config, toy.Workload(losses=_kill_at(1)))
+
+    assert list(checkpoints.iterdir()) == []
+    assert len(stale) == 2
+    assert _labels(tmp_path) == []
 
 
 def test_a_stop_request_to_one_rank_stops_all_of_them_at_a_checkpoint(
