@@ -150,7 +150,7 @@ def _plan_record(plan: Plan, code: dict[str, Any], argv: list[str]) -> dict[str,
     return {
         "name": plan.spec.name,
         "id": plan.id,
-        "spec_file": str(plan.spec_path),
+        "spec_file": os.path.relpath(plan.spec_path, plan.root),
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": argv,
         "job": plan.spec.job,

@@ -54,6 +54,7 @@ def worker_command(launch: Path, token: str, threads: int) -> str:
 def parameters(cluster: Cluster, resources: Resources, launch: Path, token: str) -> dict[str, Any]:
     """What submitit's SLURM executor is told about one array."""
     ranks = resources.gpus_per_node or 1
+    code = shlex.quote(str(launch / "code"))
     wanted = {
         "job_name": f"lb-{launch.name}",
         "comment": COMMENT + token,
@@ -72,7 +73,7 @@ def parameters(cluster: Cluster, resources: Resources, launch: Path, token: str)
         "array_parallelism": cluster.max_parallel,
         "setup": [
             *cluster.setup,
-            f"export PYTHONPATH={shlex.quote(str(launch / 'code'))} PYTHONSAFEPATH=1",
+            f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
             *(f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()),
         ],
         # one node's failure must end the others, which would wait for it until the time limit

@@ -67,7 +67,7 @@ def child_environment(cluster: Cluster, code: Path, threads: int) -> dict[str, s
     """What the ranks inherit: ours without another job's rendezvous, the launch's code before any other."""
     kept = {key: value for key, value in os.environ.items() if key not in RENDEZVOUS_VARIABLES}
     fixed = {
-        "PYTHONPATH": str(code),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(code), os.environ.get("PYTHONPATH")])),
         # the working directory must not shadow the copy
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",

@@ -19,6 +19,8 @@ from latentbridge.errors import ConfigError
 from latentbridge.translator.config import TranslatorConfig
 
 _ENCODE_AT_ONCE = 20_000
+# widths of batches are multiples of this: attention kernels are planned anew for every shape they meet
+_BUCKET = 8
 
 
 class Padded(NamedTuple):
@@ -42,8 +44,9 @@ class Tokens:
         self._device_lengths = torch.tensor(self.lengths, device=device)
 
     def take(self, indices: Sequence[int], padding: Literal["left", "right"]) -> Padded:
-        """These rows, as wide as the longest of them; padded places hold id 0."""
-        width = max(self.lengths[index] for index in indices)
+        """These rows, little wider than the longest of them; padded places hold id 0."""
+        longest = max(self.lengths[index] for index in indices)
+        width = min(-(-longest // _BUCKET) * _BUCKET, self._ids.shape[1])
         rows = to_device(torch.tensor(indices), self.device)
         lengths = self._device_lengths[rows, None]  # (B, 1)
         places = torch.arange(width, device=self.device).expand(len(rows), width)

@@ -147,12 +147,12 @@ def test_soft_tokens_that_are_the_question_itself_recover_all_of_the_context(tra
     workload = translation(changes={"eval.batch_size": 1})
     prompts, target = workload.evaluator.prompts, workload.target
     # the prompt without its cue "A: ", which the target reads anyway; for right, shuffled and empty source
-    thrice = [index for index in range(7) for _ in range(3)]
-    texts = iter([prompts.prompt.take([index], "right").values[:, :-3] for index in thrice])
+    prompt_ids = [ids[mask][:-3] for ids, mask in zip(*prompts.prompt.take(range(7), "right"), strict=True)]
+    texts = iter([ids for ids in prompt_ids for _ in range(3)])
 
     class Copy(torch.nn.Module):
         def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return target.embed(next(texts))
+            return target.embed(next(texts)[None])
 
     metrics = workload.evaluator(Copy(), "1")
     assert metrics["context_recovered"].value == pytest.approx(1.0, abs=1e-3)

@@ -15,13 +15,21 @@ def models(pair):
     return tuple(load_frozen(pair[name], torch.float32, CPU) for name in ("source", "target"))
 
 
-def test_tokens_are_padded_to_the_longest_row_taken_on_the_side_asked_for():
-    tokens = Tokens([[5, 6], [7], [8, 9, 10, 11]], CPU)
+def test_tokens_are_padded_on_the_side_asked_for_to_the_longest_row_taken():
+    tokens = Tokens([[5, 6], [7], list(range(30, 42))], CPU)
 
     right, left = tokens.take([1, 0], "right"), tokens.take([1, 0], "left")
-    assert right.values.tolist() == [[7, 0], [5, 6]] and right.mask.tolist() == [[True, False], [True, True]]
-    assert left.values.tolist() == [[0, 7], [5, 6]] and left.mask.tolist() == [[False, True], [True, True]]
-    assert tokens.take([2, 2, 1], "left").values.shape == (3, 4)
+    assert right.values.tolist() == [[7, *[0] * 7], [5, 6, *[0] * 6]]
+    assert left.values.tolist() == [[*[0] * 7, 7], [*[0] * 6, 5, 6]]
+    assert right.mask.tolist() == [[True] + [False] * 7, [True] * 2 + [False] * 6]
+    assert left.mask.tolist() == [[False] * 7 + [True], [False] * 6 + [True] * 2]
+
+
+def test_widths_are_multiples_of_eight_but_never_more_than_any_row_needs():
+    tokens = Tokens([[5, 6], [7], list(range(30, 42))], CPU)
+
+    assert tokens.take([0, 2], "left").values.shape == (2, 12)
+    assert Tokens([[4, 4, 4]], CPU).take([0, 0], "left").mask.all()
 
 
 def test_the_target_reads_bos_then_soft_tokens_then_text(models):
