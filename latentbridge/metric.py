@@ -49,7 +49,8 @@ def proportion(successes: int, n: int) -> Metric:
     p, z2 = successes / n, Z95 * Z95
     middle = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return Metric(value=p, n=n, low=max(0.0, middle - half), high=min(1.0, middle + half))
+    # at 0 and n a bound equals p, and rounding must not put it on the wrong side
+    return Metric(value=p, n=n, low=max(0.0, min(p, middle - half)), high=min(1.0, max(p, middle + half)))
 
 
 def mean(values: Sequence[float]) -> Metric:

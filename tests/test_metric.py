@@ -107,3 +107,10 @@ def test_text_shows_interval_or_reason():
     assert str(Metric(value=0.5, n=4, low=0.25, high=0.75)) == "0.500 [0.250, 0.750]"
     assert str(Metric(value=0.5, n=1)) == "0.500"
     assert str(void("no samples")) == "void (no samples)"
+
+
+@pytest.mark.parametrize("n", [1, 7, 10, 48, 96, 200, 512])
+def test_an_interval_never_lies_beside_its_own_value_however_it_rounds(n):
+    for successes in range(n + 1):
+        share = proportion(successes, n)
+        assert 0 <= share.low <= share.value <= share.high <= 1

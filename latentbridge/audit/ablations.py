@@ -17,6 +17,7 @@ from latentbridge.metric import Metric, void
 from latentbridge.rundir import RunDir, read_json, read_jsonl, write_atomic, write_json
 
 SIGNIFICANCE = 0.05
+_SHARE = re.compile(r"(^|_)accuracy$")
 _LOWER_IS_BETTER = re.compile(r"(^|_)(nll|loss|perplexity|bits_per_byte)$")
 
 
@@ -74,7 +75,7 @@ def _over_seeds(runs: Sequence[RunRow], metric: str) -> Metric:
         return void(reason)
     if len(runs) == 1:
         return runs[0].metrics[metric]
-    return seed_mean([run.value(metric) for run in runs])
+    return seed_mean([run.value(metric) for run in runs], share=bool(_SHARE.search(metric)))
 
 
 def lower_is_better(metric: str) -> bool:

@@ -7,11 +7,13 @@ One line per file, `{path} -> total={n} invalid={i} gold_match={g}`, then what f
   total       lines that hold a record
   invalid     bridged_extracted is null, empty or "[invalid]"
   gold_match  not invalid, and equal to gold_extracted as text: "2." is not "2", and invalid never matches
+A file with the same bytes as an earlier one names it: the two are one sample, not two.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import os
@@ -40,6 +42,8 @@ class EvalFile:
     gold_match: int = 0
     malformed: list[int] = field(default_factory=list)  # line numbers, from 1
     problems: list[str] = field(default_factory=list)
+    digest: bytes = b""  # sha256 of the whole file
+    identical_to: Path | None = None
 
     @property
     def accuracy(self) -> Metric:
@@ -59,6 +63,7 @@ class EvalFile:
             "high": accuracy.high,
             "malformed": self.malformed,
             "problems": self.problems,
+            "identical_to": self.identical_to and str(self.identical_to),
         }
 
     def lines(self) -> Iterator[str]:
@@ -66,14 +71,17 @@ class EvalFile:
         yield f"{self.path} -> total={self.total} invalid={self.invalid} gold_match={self.gold_match}"
         if self.total:
             yield f"    accuracy {self.accuracy} (95 % Wilson, n={self.total})"
+        if self.identical_to:
+            yield f"    ! byte for byte the same as {self.identical_to}: not an independent sample"
         yield from (f"    ! {problem}" for problem in self.problems)
 
 
 def audit_file(path: Path) -> EvalFile:
     """Count one evaluation file in one pass, holding one line at a time."""
-    audit, checks, torn = EvalFile(path), Checks(), False
+    audit, checks, torn, digest = EvalFile(path), Checks(), False, hashlib.sha256()
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
+            digest.update(line)
             if not line.strip():
                 continue
             try:
@@ -90,6 +98,7 @@ def audit_file(path: Path) -> EvalFile:
             audit.invalid += not valid
             audit.gold_match += valid and predicted == gold
             checks.add(number, record, valid)
+    audit.digest = digest.digest()
     audit.problems += _name_malformed(audit.malformed, torn)
     audit.problems += checks.problems() if audit.total else ["no record in this file"]
     return audit
@@ -164,10 +173,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _report(paths: list[Path], as_json: bool) -> int:
     code, records = 0, []
+    first_with: dict[bytes, Path] = {}
     for path in paths:
         empty = True
         for audit in audit_tree(path):
             empty = empty and not audit.total
+            first = first_with.setdefault(audit.digest, audit.path)
+            if audit.total and first != audit.path:
+                audit.identical_to = first
             code = max(code, int(bool(audit.malformed)))
             records.append(audit.as_record())
             if not as_json:

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from latentbridge.metric import Metric, void
 
 
-def seed_mean(values: Sequence[float]) -> Metric:
-    """Mean over seeds with its 95 % t interval; one seed has a value and no interval, n counts seeds."""
+def seed_mean(values: Sequence[float], share: bool = False) -> Metric:
+    """Mean over seeds with its 95 % t interval; one seed has a value and no interval, n counts seeds.
+
+    share: no value can lie outside [0, 1], so neither does the interval
+    """
     n = len(values)
     if n == 0:
         return void("no seeds")
@@ -17,7 +20,10 @@ def seed_mean(values: Sequence[float]) -> Metric:
     if n == 1:
         return Metric(value=average, n=1)
     half = _t_quantile(n - 1) * math.sqrt(_variance(values) / n)
-    return Metric(value=average, n=n, low=average - half, high=average + half)
+    low, high = average - half, average + half
+    if share:
+        low, high = max(0.0, low), min(1.0, high)
+    return Metric(value=average, n=n, low=low, high=high)
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> tuple[Metric, float]:

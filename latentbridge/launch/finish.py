@@ -6,7 +6,9 @@ python -m latentbridge.launch.finish LAUNCH          (a SLURM job runs this; loc
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+import traceback
 from pathlib import Path
 
 from latentbridge.launch.ledger import lease
@@ -23,15 +25,27 @@ WORKING = ("pending", "running", "unknown")
 def finish(launch: Launch, archives: Path) -> Path:
     """Summarise and preserve a launch whose runs have all ended; returns the verified archive."""
     from latentbridge.audit.ablations import summarize
-    from latentbridge.audit.figures import draw
     from latentbridge.launch.preserve import preserve, write_index
 
     with lease(launch.path / "finish.lock", f"preserving {launch.name}"):
         summarize(launch.path)
-        draw(launch.path)
+        _draw(launch.path)
         archive = preserve(launch.path, archives, allow_unfinished=True)
         write_index(archives)
         return archive
+
+
+def _draw(launch: Path) -> None:
+    """Draw what can be drawn; a figure that fails leaves its traceback and must not cost the archive."""
+    from latentbridge.audit.figures import draw
+
+    complaint = launch / "figure_failed.txt"
+    complaint.unlink(missing_ok=True)
+    try:
+        draw(launch)
+    except Exception:
+        complaint.write_text(traceback.format_exc())
+        print(f"a figure could not be drawn; see {complaint}", file=sys.stderr)
 
 
 def all_ended(launch: Launch) -> bool:

@@ -137,7 +137,7 @@ def _belongs(name: str) -> bool:
     """Whether a launch folder's file or folder is a result; caches, locks and drafts are not."""
     parts = name.split("/")
     if parts[0] == "code":
-        return True
+        return "assets" not in parts  # data and weights of the package itself; every clone has them
     if parts[1:2] == ["checkpoints"] and parts[2:]:
         return parts[2] == "best"
     return name not in ("cache", SUMS, RECORD) and not parts[-1].startswith(".") and parts[-1] not in LOCKS

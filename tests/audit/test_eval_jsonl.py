@@ -214,6 +214,42 @@ def test_a_shorter_file_than_its_neighbours_is_named(tmp_path, capsys):
     assert "! 2 records fewer than eval_samples_step_250.jsonl beside it" in capsys.readouterr().out
 
 
+def test_a_file_with_the_bytes_of_an_earlier_one_names_it_across_runs_and_paths(tmp_path, capsys):
+    names = ["a/eval_samples_step_0.jsonl", "b/eval_samples_step_0.jsonl", "c/eval_samples_step_final.jsonl"]
+    first, other, third = (tmp_path / name for name in names)
+    for path, answer in ((first, "5"), (other, "6"), (third, "5")):
+        write(path, [record(0), record(1, answer)])
+    paths = [str(first.parent), str(other.parent), str(third)]
+
+    main(paths)
+    text = capsys.readouterr().out.splitlines()
+    main(["--json", *paths])
+    found = [item["identical_to"] for item in json.loads(capsys.readouterr().out)]
+
+    assert found == [None, None, str(first)]
+    note = f"    ! byte for byte the same as {first}: not an independent sample"
+    assert [line for line in text if "byte for byte" in line] == [note]
+    assert text.index(note) > text.index(f"{third} -> total=2 invalid=0 gold_match=1")
+
+
+def test_a_file_given_twice_and_files_without_records_are_no_copies(tmp_path, capsys):
+    file = write(tmp_path / "run" / "eval_samples_step_0.jsonl", [record(0)])
+    empty = [write(tmp_path / "empty" / f"eval_samples_step_{step}.jsonl", []) for step in (0, 250)]
+
+    main(["--json", str(file), str(tmp_path / "run"), *map(str, empty)])
+
+    assert [item["identical_to"] for item in json.loads(capsys.readouterr().out)] == [None] * 4
+
+
+def test_one_byte_more_is_another_file(tmp_path, capsys):
+    for step, tail in ((0, ""), (250, "\n")):
+        write(tmp_path / f"eval_samples_step_{step}.jsonl", [record(0)], tail)
+
+    main([str(tmp_path)])
+
+    assert "byte for byte" not in capsys.readouterr().out
+
+
 def test_json_holds_the_same_counts(file, capsys):
     write(file, [record(0), record(1, "[invalid]"), record(2, "5")], tail="{")
 

@@ -13,6 +13,14 @@ def test_three_seeds_get_the_t_interval_of_two_degrees_of_freedom():
     assert 0.2 - found.low == pytest.approx(0.2484, abs=1e-4)
 
 
+def test_the_interval_of_a_share_ends_at_0_and_1():
+    low, high = seed_mean([0.0, 0.1, 0.2], share=True), seed_mean([0.8, 0.9, 1.0], share=True)
+
+    assert (low.low, high.high) == (0.0, 1.0)
+    assert low.high == pytest.approx(0.1 + 0.2484, abs=1e-4)
+    assert high.low == pytest.approx(0.9 - 0.2484, abs=1e-4)
+
+
 def test_one_seed_has_no_interval_and_none_is_void():
     assert (seed_mean([0.4]).value, seed_mean([0.4]).low) == (0.4, None)
     assert seed_mean([]).void == "no seeds"

@@ -1,10 +1,10 @@
-from rich.console import Console
+import pytest
 
 from latentbridge.audit.ablations import read_launch
-from latentbridge.audit.table import ACCURACY, MAX_WIDTH, RECOVERED, render, terminal_table
+from latentbridge.audit.table import ACCURACY, MAX_WIDTH, RECOVERED, Block, render
 from latentbridge.metric import void
 
-TRANSLATOR = [*ACCURACY.values(), *RECOVERED.values(), "bridged_nll"]
+TRANSLATOR = [*ACCURACY.values(), *RECOVERED.values(), "bridged_nll", "compression_prompt"]
 
 
 def fill(launch, metric, names=TRANSLATOR, cells=("stable", "no_fixes"), **options):
@@ -13,6 +13,11 @@ def fill(launch, metric, names=TRANSLATOR, cells=("stable", "no_fixes"), **optio
             values = {name: metric(0.3 + position / 10 + seed % 7 / 100) for name in names}
             launch.run(cell, seed, values, **options)
     return read_launch(launch.path)
+
+
+def section(text, title):
+    """The lines under a title, up to the next empty one."""
+    return text.split(f"\n\n{title}")[1].split("\n\n")[0].splitlines()[1:]
 
 
 def test_a_cell_row_shows_tokens_warm_start_and_every_accuracy(launch, metric):
@@ -39,9 +44,96 @@ def test_no_line_of_a_table_passes_the_width(launch, metric):
     )
     launch.run("gone", 1, state="FAILED", cause="deterministic error: " + "y" * 300)
 
-    text = render(fill(launch, metric, cells=cells)).split("\nNotes\n")[0]
+    text = render(fill(launch, metric, cells=cells))
 
+    assert "\nNotes\n" in text
     assert max(len(line) for line in text.splitlines()) <= MAX_WIDTH
+
+
+def test_names_of_a_grid_are_whole_in_every_section(launch, metric):
+    cells = ["forward_no_fixes_soft_tokens=8", "reverse_no_fixes_soft_tokens=16"]
+    launch.compare.append({"baseline": cells[0], "against": [cells[1]], "metric": "bridged_accuracy"})
+    config = {"model": {"soft_tokens": 16}, "warm_start": "bundled:fwd_16"}
+
+    text = render(fill(launch, metric, cells=cells, config=config))
+
+    found = {title: section(text, title) for title in ("Cells", "Context", "Comparisons", "Runs")}
+    assert [len(lines) - 2 for lines in found.values()] == [2, 2, 1, 6]
+    assert found["Comparisons"][-1].split()[:3] == [cells[1], "won", cells[0]]
+    assert found["Runs"][-1].startswith(f"{cells[1]}-s1236  DONE")
+    assert all(found[title][-1].startswith(f"{cells[1]}  ") for title in ("Cells", "Context"))
+
+
+def test_a_name_beyond_44_characters_is_cut_in_the_middle():
+    block = Block(
+        "Runs", ["run", "state"], [["b" * 40 + "_soft_tokens=16-s1234", "DONE"], ["c" * 44, "DONE"]]
+    )
+
+    assert [row.split() for row in block.lines()[4:]] == [
+        ["b" * 21 + "…" + "_soft_tokens=16-s1234".rjust(22, "b"), "DONE"],
+        ["c" * 44, "DONE"],
+    ]
+
+
+def test_names_give_way_to_numbers_and_keep_their_ends(launch, metric):
+    cells = ["a" * 40 + "=16", "a" * 40 + "=32"]
+    config = {"model": {"soft_tokens": 16}, "warm_start": "runs/bridges/forward_16-s1234"}
+
+    rows = section(render(fill(launch, metric, cells=cells, config=config)), "Cells")[2:]
+
+    assert [row.split()[0][-4:] for row in rows] == ["a=16", "a=32"]
+    assert [row.split()[-1] for row in rows] == ["0.330", "0.430"]
+    assert all("_16-s1234 " in row for row in rows)
+
+
+def test_what_the_columns_are_made_of_is_left_to_summary_json(launch, metric):
+    summary = fill(launch, metric)
+
+    assert not any(word in render(summary) for word in ("Other metrics", "_nll", "compression"))
+    assert {"bridged_nll", "compression_prompt"} <= set(summary.as_record()["cells"][0]["metrics"])
+
+
+def test_sections_come_headline_first_and_single_runs_last(launch, metric):
+    launch.compare.append({"baseline": "stable", "against": ["no_fixes"], "metric": "bridged_accuracy"})
+
+    text = render(fill(launch, metric, names=[*TRANSLATOR, "val_loss"]))
+
+    titles = [block.splitlines()[0].split()[0].strip(":") for block in text.split("\n\n")[1:]]
+    assert text.splitlines()[1].startswith("bridged_accuracy 0.430 [")
+    assert titles == ["Cells", "Context", "Other", "Comparisons", "Runs", "Notes"]
+
+
+def test_an_accuracy_over_seeds_never_passes_0_or_1(launch, metric):
+    for seed, share in ((1, 0.0), (2, 0.1)):
+        values = {"bridged_accuracy": metric(share), "context_recovered": metric(1.0 - share)}
+        launch.run("a", seed, values)
+
+    text = render(read_launch(launch.path))
+
+    # t(1, 0.975) = 12.7062 times 0.05
+    assert "0.050 [0.000, 0.685]" in text
+    assert "0.950 [0.315, 1.585]" in text
+
+
+@pytest.mark.parametrize(("failed", "listed"), [(0, 0), (2, 2)])
+def test_of_many_runs_only_those_not_done_are_listed(launch, metric, failed, listed):
+    for seed in range(24 - failed):
+        launch.run("many", seed, {"bridged_accuracy": metric(0.5)})
+    for seed in range(failed):
+        launch.run("gone", seed, state="FAILED", cause="oom")
+
+    title, *rows = render(read_launch(launch.path)).split("\n\nRuns: ")[1].split("\n\n")[0].splitlines()
+
+    left = "the 2 of 24 that are not done" if failed else "all 24 are done"
+    assert title == f"{left}; {launch.path.name}/summary.json has every run"
+    assert [row.split()[:2] for row in rows[2:]] == [[f"gone-s{seed}", "FAILED"] for seed in range(listed)]
+
+
+def test_23_runs_are_listed_one_by_one(launch, metric):
+    for seed in range(23):
+        launch.run("few", seed, {"bridged_accuracy": metric(0.5)})
+
+    assert len(section(render(read_launch(launch.path)), "Runs [")) == 2 + 23
 
 
 def test_metrics_of_another_workload_are_listed(launch, metric):
@@ -77,13 +169,3 @@ def test_a_launch_that_has_not_begun_can_be_shown(launch):
     launch.run("a", 1, state=None)
 
     assert "0 of 1 runs done" in render(read_launch(launch.path))
-
-
-def test_the_terminal_table_has_the_same_cells(launch, metric):
-    console = Console(width=200, record=True)
-    console.print(terminal_table(fill(launch, metric)))
-
-    shown = console.export_text()
-
-    assert "no_fixes" in shown
-    assert "0.330 [0.305, 0.355]" in shown
