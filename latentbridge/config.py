@@ -228,6 +228,15 @@ def parse_scalar(text: str) -> Any:
     return text
 
 
+def parse_value(text: str, shown_as: str) -> Any:
+    """A value as it would stand behind a colon: a scalar, or a list or mapping in brackets."""
+    try:
+        node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{shown_as}: '{text}' is not a YAML value ({error})") from None
+    return None if node is None else _construct(node, (), shown_as, {})
+
+
 def build(config_class: type[ConfigT], tree: Tree, where: str = "") -> ConfigT:
     """Validate a tree; every complaint of one pass is raised together as one ConfigError.
 

@@ -23,6 +23,8 @@ JobConfigT = TypeVar("JobConfigT", bound=JobConfig)
 
 # set by our worker; by hand they are absent
 ATTEMPT_VARIABLE = "LATENTBRIDGE_ATTEMPT_DIR"
+# pid on this host of the worker (for a rank) or launcher (for a worker) without which it must not run
+GUARDIAN_VARIABLE = "LATENTBRIDGE_GUARDIAN"
 STOP_REQUEST = "stop_requested"
 CHECKPOINTED = "checkpointed.json"
 
@@ -33,8 +35,14 @@ LOCK_PATIENCE_S = 120
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Ask the kernel to signal this process when its parent dies, so that nothing trains unwatched."""
+    """Ask the kernel to signal this process when its parent dies, so that nothing trains unwatched.
+
+    The kernel does so from now on only: a guardian that died before is found by its pid.
+    """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(number))
+    guardian = os.environ.get(GUARDIAN_VARIABLE)
+    if guardian and not Path(f"/proc/{guardian}").exists():
+        raise SystemExit(f"process {guardian}, which watched over this one, is gone")
 
 
 class Run:

@@ -165,11 +165,13 @@ class RunDir:
     def is_locked(self) -> bool:
         """Whether a worker or a rank on a host that shares this disk is at work here now."""
         for path in (self.worker_lock, self.rank_lock):
-            if path.exists():
-                try:
-                    hold_lock(path, 0).close()
-                except LockedError:
-                    return True
+            try:
+                with open(path, "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: many may ask at once
+            except BlockingIOError:
+                return True
+            except OSError:
+                continue  # never locked, not ours to read, or a file system without locks
         return False
 
     @property
@@ -203,6 +205,11 @@ class RunDir:
     def state(self) -> State | None:
         """How the run ended, or None while no marker says so."""
         return next((state for state in STATES if (self.path / state).exists()), None)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run finished."""
+        return self.state == "DONE"
 
     def read_marker(self) -> dict[str, Any]:
         """What the marker holds; empty where there is none."""

@@ -15,7 +15,8 @@ from latentbridge.launch.plan import make_plan
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SPECS = sorted(path for path in (ROOT / "configs").glob("*.yaml"))
-COMMANDS = sorted(set(re.findall(r"^(?:\$ )?(?:latentbridge|python launch\.py) .*$", README, re.MULTILINE)))
+FENCED = [part for number, part in enumerate(re.split(r"^```", README, flags=re.MULTILINE)) if number % 2]
+COMMANDS = sorted(set(re.findall(r"(?:latentbridge|python launch\.py) .*$", "".join(FENCED), re.MULTILINE)))
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=[spec.stem for spec in SPECS])

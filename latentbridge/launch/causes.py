@@ -13,26 +13,30 @@ from latentbridge.rundir import RunDir, read_json
 Cause = Literal["done", "stopped", "preempted", "timeout", "node_fail", "oom", "error", "needs"]
 
 TAIL_BYTES = 64 * 1024
-_OOM = re.compile(
-    rb"out of memory|OutOfMemoryError|oom-kill|DefaultCPUAllocator: can't allocate", re.IGNORECASE
-)
+_OOM = re.compile(r"out of memory|OutOfMemory|DefaultCPUAllocator: can't allocate", re.IGNORECASE)
+_KILLED = re.compile(r"exitcode\s*: -9|SIGKILL|oom.kill", re.IGNORECASE)
 _EXCEPTION = re.compile(r"^(?:\[rank\d+\]:\s*)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b.*)$")
 # torchrun's own report of a dead rank says nothing about why
 _ECHO = ("ChildFailedError", "RendezvousClosedError", "SignalException")
+# what the other ranks say when one has died
+_AFTERMATH = re.compile(
+    r"closed by peer|connection|recvVector|NCCL|gloo|DistBackendError|DistNetworkError", re.I
+)
 
 
-def classify(exit_code: int, log: Path) -> tuple[Cause, str]:
-    """Cause and message of an attempt whose ranks failed: torchrun's exit code and the tail of stderr."""
-    try:
-        tail = log.read_bytes()[-TAIL_BYTES:]
-    except OSError:
-        tail = b""
-    message = last_exception(tail.decode(errors="replace"))
-    if _OOM.search(tail):
-        return "oom", message or "a rank ran out of memory"
-    if exit_code < 0 and not message:
-        return "node_fail", f"torchrun was killed by signal {-exit_code}"
-    return "error", message or f"torchrun exited with {exit_code} and no exception; see {log}"
+def classify(exit_code: int, attempt: Path) -> tuple[Cause, str]:
+    """Cause and message of an attempt whose ranks failed: torchrun's exit code, and stderr of every node."""
+    logs = sorted(attempt.glob("stderr*.log"))
+    tails = [log.read_bytes()[-TAIL_BYTES:].decode(errors="replace") for log in logs]
+    messages = [message for tail in tails if (message := last_exception(tail))]
+    message = next((m for m in messages if not _AFTERMATH.search(m)), messages[0] if messages else "")
+    if message.startswith("LockedError"):
+        return "preempted", message  # someone else is at this run, and will end
+    if _OOM.search(message):
+        return "oom", message
+    if not message and (exit_code < 0 or any(_KILLED.search(tail) for tail in tails)):
+        return "node_fail", "killed from outside: out of host memory, a dying node, or by hand"
+    return "error", message or f"torchrun exited with {exit_code} and no exception; see {attempt}"
 
 
 def last_exception(text: str) -> str:

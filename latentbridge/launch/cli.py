@@ -6,15 +6,16 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentbridge.errors import LatentbridgeError
+from latentbridge.errors import ConfigError, LatentbridgeError, PreflightError, SchedulerError
 from latentbridge.launch.cluster import check_executor
 from latentbridge.launch.ledger import lease
-from latentbridge.launch.plan import Plan, find_launch, make_plan, write_launch
+from latentbridge.launch.plan import Plan, code_hash, find_launch, make_plan, refresh, write_launch
 from latentbridge.launch.record import Launch
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def launch_main() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """`latentbridge COMMAND ...`"""
+    # `| head` is no error
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = args.command
     try:
@@ -42,6 +45,9 @@ def main(argv: list[str] | None = None) -> None:
     except LatentbridgeError as error:
         print(error, file=sys.stderr)
         code = error.exit_code
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"{error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         print("interrupted; what was saved is safe, and the same command goes on from there", file=sys.stderr)
         code = INTERRUPTED
@@ -95,8 +101,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _launch(args: argparse.Namespace) -> int:
-    from latentbridge.launch import display
-
     root = project_root()
     plan = make_plan(args.spec, cluster=args.cluster, settings=args.set, root=root)
     if args.dry_run:
@@ -106,17 +110,42 @@ def _launch(args: argparse.Namespace) -> int:
     runs = root / "runs"
     runs.mkdir(exist_ok=True)
     with lease(runs / f".{plan.id}.lock", f"the plan {plan.spec.name} ({plan.id})"):
-        launch = Launch(args.folder.absolute()) if args.folder else None
-        launch = launch or (None if args.new else find_launch(plan, runs))
-        verb = "going on with" if launch else "made"
-        launch = launch or write_launch(plan, runs, ["launch.py", *sys.argv[1:]])
-        display.console.print(display.plan_table(plan))
-        display.console.print(f"{verb} {launch.path}")
+        launch = _open_launch(args, plan, runs)
         if args.no_submit:
             return 0
         if plan.cluster.executor == "slurm":
             return _submit(launch, args.retry_failed, root / "preserved_data")
         return _run_here(launch, args.retry_failed, root / "preserved_data")
+
+
+def _open_launch(args: argparse.Namespace, plan: Plan, runs: Path) -> Launch:
+    """The launch folder to work on, made anew or found again, and brought up to date; says which."""
+    from latentbridge.launch import display, status
+
+    if args.folder:
+        launch: Launch | None = Launch(args.folder.absolute())
+        if launch and launch.plan["id"] != plan.id:
+            raise ConfigError(
+                f"{args.folder}: it holds other runs than {args.spec} describes; leave --continue out"
+            )
+    else:
+        launch = None if args.new else find_launch(plan, runs)
+    display.console.print(display.plan_table(plan))
+    if launch is None:
+        launch = write_launch(plan, runs, ["launch.py", *sys.argv[1:]])
+        print(f"made {launch.path}")
+        return launch
+    print(f"going on with {launch.path}")
+    is_active = any(state.phase in (*status.ACTIVE, "unknown") for state in status.status(launch))
+    if changed := refresh(launch, plan, is_active):
+        print(f"brought up to date: {', '.join(changed)}")
+        launch = Launch(launch.path)
+    if code_hash(plan.root) != launch.plan["code"]["hash"]:
+        print(
+            "the code here has changed since; these runs keep the code they were launched with "
+            "(--new starts afresh)"
+        )
+    return launch
 
 
 def _show_plan(plan: Plan, root: Path) -> None:
@@ -151,14 +180,23 @@ def _submit(launch: Launch, retry_failed: bool, archives: Path) -> int:
         states = status.status(launch)
     else:
         print("nothing to submit")
+    if any(state.phase == "unknown" for state in states):
+        raise SchedulerError("SLURM stopped answering after the submission; run the same command again")
     active = {state.job.split("_")[0] for state in states if state.phase in status.ACTIVE and state.job}
     if not active:
         return _conclude(launch, states, archives)
-    last = submit.submit_finish(launch, active)
-    if last:
-        print(f"job {last.job_id} will summarise and preserve when all have ended")
+    try:
+        last = submit.submit_finish(launch, active)
+    except PreflightError as error:
+        print(
+            f"warning: the runs are submitted, but not the job that preserves them: {error}", file=sys.stderr
+        )
+        print(f"when all have ended: latentbridge preserve {shlex.quote(str(launch.path))}", file=sys.stderr)
+    else:
+        if last:
+            print(f"job {last.job_id} will summarise and preserve when all have ended")
     display.console.print(display.status_table(launch.name, states))
-    print(f"watch it with: latentbridge status {launch.path}")
+    print(f"watch it with: latentbridge status {shlex.quote(str(launch.path))}")
     return 1 if any(state.phase == "failed" for state in states) else 0
 
 
@@ -207,6 +245,8 @@ def _status(args: argparse.Namespace) -> int:
         print(json.dumps([state.as_record() for state in states], indent=1))
     else:
         display.console.print(display.status_table(launch.name, states))
+    if any(state.phase == "unknown" for state in states):
+        return SchedulerError.exit_code
     return 1 if any(state.phase in ("failed", "lost") for state in states) else 0
 
 

@@ -57,7 +57,8 @@ def load_cluster(name: str | None, root: Path) -> tuple[str, Cluster]:
 
 def resources_for(cluster: Cluster, wanted: Tree, where: str) -> Resources:
     """The profile's resources with a run's own on top; GPU counts resolved to numbers."""
-    defaults: dict[str, Any] = cluster.resources.model_dump()
+    # count_gpus puts NUM_GPUS before the profile
+    defaults: dict[str, Any] = cluster.resources.model_dump(exclude={"gpus_per_node"})
     base = Tree(defaults, {(): wanted.origins.get((), Origin("slurm profile", 1))})
     resources = build(Resources, base.override(wanted), where)
     if resources.gpus_per_node is None:
@@ -74,14 +75,14 @@ def count_gpus(cluster: Cluster) -> int:
         return int(asked)
     if cluster.resources.gpus_per_node is not None:
         return cluster.resources.gpus_per_node
-    return max(1, local_gpus())
+    return max(1, len(local_gpus()))
 
 
-def local_gpus() -> int:
-    """GPUs of this machine, 0 where there are none; CUDA_VISIBLE_DEVICES is respected."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([device for device in visible.split(",") if device.strip() not in ("", "-1")])
+def local_gpus() -> list[str]:
+    """This machine's GPUs as CUDA_VISIBLE_DEVICES writes them: those the user chose, or all there are."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1")]
     for command in (
         ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
         [sys.executable, "-c", "import torch\nfor _ in range(torch.cuda.device_count()): print('gpu')"],
@@ -93,8 +94,8 @@ def local_gpus() -> int:
         except (OSError, subprocess.TimeoutExpired):
             continue
         if answer.returncode == 0 and answer.stdout.strip():
-            return len(answer.stdout.strip().splitlines())
-    return 0
+            return [str(index) for index in range(len(answer.stdout.strip().splitlines()))]
+    return []
 
 
 def check_executor(name: str, cluster: Cluster) -> None:

@@ -7,14 +7,13 @@ import time
 from types import TracebackType
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from latentbridge.launch.local import LocalPool
 from latentbridge.launch.plan import Plan
-from latentbridge.launch.record import PlannedRun
-from latentbridge.launch.status import RunStatus
-from latentbridge.rundir import read_json
+from latentbridge.launch.status import RunStatus, progress
 
 console = Console(soft_wrap=True)
 COLOURS = {"done": "green", "failed": "red", "lost": "red", "running": "cyan", "stopped": "yellow"}
@@ -33,7 +32,11 @@ def plan_table(plan: Plan) -> Table:
         asked = plan.resources[cell.name]
         differs = ", ".join(f"{key}={value}" for key, value in cell.overrides.items())
         table.add_row(
-            cell.name, cell.id, f"{asked.nodes} x {asked.gpus_per_node}", " ".join(cell.needs), differs
+            cell.name,
+            cell.id,
+            f"{asked.nodes} x {asked.gpus_per_node}",
+            " ".join(cell.needs),
+            escape(differs),
         )
     return table
 
@@ -46,7 +49,9 @@ def status_table(name: str, states: list[RunStatus]) -> Table:
     for state in states:
         colour = COLOURS.get(state.phase, "")
         phase = f"[{colour}]{state.phase}[/]" if colour else state.phase
-        table.add_row(state.name, phase, str(state.step), str(state.attempts), state.job or "", state.detail)
+        table.add_row(
+            state.name, phase, str(state.step), str(state.attempts), state.job or "", escape(state.detail)
+        )
     return table
 
 
@@ -88,10 +93,12 @@ class Board:
             self.progress.remove_task(self.bars.pop(name))
         lines = []
         for name, run in working.items():
-            stage, done, total = read_progress(run)
+            stage, done, total = progress(run.folder)
             if name not in self.bars:
-                self.bars[name] = self.progress.add_task(name, total=None)
-            self.progress.update(self.bars[name], description=f"{name}: {stage}", completed=done, total=total)
+                self.bars[name] = self.progress.add_task(escape(name), total=None)
+            self.progress.update(
+                self.bars[name], description=escape(f"{name}: {stage}"), completed=done, total=total
+            )
             lines.append(f"{name}: {stage}")
         if not self.is_terminal:
             self._say(f"{self.total - left}/{self.total} runs ended; " + "; ".join(lines))
@@ -101,13 +108,3 @@ class Board:
         if (line != self.said and (now - self.said_at > 2)) or now - self.said_at > QUIET_S:
             print(line, flush=True)
             self.said, self.said_at = line, now
-
-
-def read_progress(run: PlannedRun) -> tuple[str, int, int | None]:
-    """Stage, done and total of a run's current attempt."""
-    attempts = run.folder.list_attempts()
-    file = attempts[-1] / "progress.json" if attempts else None
-    if file is None or not file.exists():
-        return "starting", 0, None
-    record = read_json(file)
-    return str(record["stage"]), int(record["done"]), int(record["total"])

@@ -84,8 +84,8 @@ class Ledger:
 def lease(path: Path, what: str) -> Iterator[None]:
     """Hold a lock file while the body runs; LockedError if someone else holds it.
 
-    The holder touches the file every 10 s. A lock untouched for 60 s, or whose process on this host is
-    gone, belonged to the dead and is taken over.
+    The holder touches the file every 10 s. A lock of another host untouched for 60 s, or one whose
+    process on this host is gone, belonged to the dead and is taken over.
     """
     me: dict[str, str | int] = {
         "host": socket.gethostname(),
@@ -103,14 +103,15 @@ def lease(path: Path, what: str) -> Iterator[None]:
             )
         _break(path, holder)
     over = threading.Event()
-    keeper = threading.Thread(target=_renew, args=(path, over), daemon=True)
+    keeper = threading.Thread(target=_renew, args=(path, me, over), daemon=True)
     keeper.start()
     try:
         yield
     finally:
         over.set()
         keeper.join()
-        path.unlink(missing_ok=True)
+        if _holder(path) == me:
+            path.unlink(missing_ok=True)
 
 
 def _try_lock(path: Path, me: dict[str, str | int]) -> bool:
@@ -133,8 +134,9 @@ def _holder(path: Path) -> dict[str, str | int] | None:
 
 
 def _is_stale(path: Path, holder: dict[str, str | int]) -> bool:
-    if holder["host"] == socket.gethostname() and not Path(f"/proc/{holder['pid']}").exists():
-        return True
+    if holder["host"] == socket.gethostname():
+        # a process that was merely suspended goes on with what it thinks is its own
+        return not Path(f"/proc/{holder['pid']}").exists()
     try:
         return time.time() - path.stat().st_mtime > LEASE_S
     except FileNotFoundError:
@@ -154,9 +156,7 @@ def _break(path: Path, holder: dict[str, str | int]) -> None:
     grave.unlink(missing_ok=True)
 
 
-def _renew(path: Path, over: threading.Event) -> None:
-    while not over.wait(RENEW_S):
-        try:
+def _renew(path: Path, me: dict[str, str | int], over: threading.Event) -> None:
+    while not over.wait(RENEW_S) and _holder(path) == me:
+        with suppress(FileNotFoundError):
             os.utime(path)
-        except FileNotFoundError:
-            return

@@ -10,9 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from latentbridge.errors import PreflightError
+from latentbridge.job import GUARDIAN_VARIABLE
 from latentbridge.launch.cluster import local_gpus
 from latentbridge.launch.record import Launch, PlannedRun
-from latentbridge.launch.worker import EXIT_AGAIN
+from latentbridge.launch.status import WORKER_LOG
+from latentbridge.launch.worker import EXIT_AGAIN, SAVE_GRACE_S
 
 # a worker that is killed from outside is started again this often
 MAX_KILLS = 5
@@ -26,6 +29,12 @@ class LocalPool:
         self.pending = list(pending)
         self.parallel = min(launch.cluster.max_parallel, max(1, len(pending)))
         self.gpus = local_gpus()
+        for run in pending:
+            if self.gpus and ranks_of(run) > len(self.gpus):
+                raise PreflightError(
+                    f"run '{run.name}' asks for {ranks_of(run)} GPUs, this machine shows {len(self.gpus)}: "
+                    "--set resources.gpus_per_node=N, or another --cluster"
+                )
         self.working: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}  # by slot
         self.kills: Counter[str] = Counter()
         self.stopping = False
@@ -41,8 +50,10 @@ class LocalPool:
                     time.sleep(0.2)
                 except KeyboardInterrupt:
                     self._interrupt()
-        finally:
-            self._kill_all()
+        except BaseException:
+            self._ask_all_to_stop()
+            self._wait_for_all(SAVE_GRACE_S)
+            raise
         if self.stopping:
             raise KeyboardInterrupt
 
@@ -58,7 +69,7 @@ class LocalPool:
             self.working[slot] = (ready, self._start(ready, slot))
 
     def _start(self, run: PlannedRun, slot: int) -> subprocess.Popen[bytes]:
-        ranks = run.resources.nodes * (run.resources.gpus_per_node or 1)
+        ranks = ranks_of(run)
         threads = max(1, (os.cpu_count() or 1) // (self.parallel * ranks))
         command = [
             sys.executable,
@@ -68,12 +79,12 @@ class LocalPool:
             "--run",
             run.name,
         ]
-        environment = dict(os.environ)
+        environment = os.environ | {GUARDIAN_VARIABLE: str(os.getpid())}
         if self.gpus:
             # slots beyond the last GPU share from the first on: small runs leave a GPU idle most of the time
-            first = slot * ranks
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(str((first + i) % self.gpus) for i in range(ranks))
-        log = self.launch.path / "ledger" / f"{run.name}.worker.log"
+            own = [self.gpus[(slot * ranks + i) % len(self.gpus)] for i in range(ranks)]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        log = self.launch.path / WORKER_LOG.format(run=run.name)
         with open(log, "ab") as out:
             return subprocess.Popen(
                 [*command, f"--threads={threads}"],
@@ -100,15 +111,26 @@ class LocalPool:
 
     def _interrupt(self) -> None:
         if self.stopping:
-            self._kill_all()
+            self._wait_for_all(0)
             return
         self.stopping = True
+        self._ask_all_to_stop()
+
+    def _ask_all_to_stop(self) -> None:
         for _, process in self.working.values():
             process.send_signal(signal.SIGTERM)
 
-    def _kill_all(self) -> None:
+    def _wait_for_all(self, patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
         for _, process in self.working.values():
-            if process.poll() is None:
+            try:
+                process.wait(timeout=max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
                 process.kill()  # its torchrun and ranks die with it
                 process.wait()
         self.working.clear()
+
+
+def ranks_of(run: PlannedRun) -> int:
+    """How many ranks a run has on one machine, where its nodes share the GPUs."""
+    return run.resources.nodes * (run.resources.gpus_per_node or 1)

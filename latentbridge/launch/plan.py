@@ -175,26 +175,53 @@ def _plan_record(plan: Plan, code: dict[str, Any], argv: list[str]) -> dict[str,
     }
 
 
+def refresh(launch: Launch, plan: Plan, is_active: bool) -> list[str]:
+    """Bring a launch's plan.json up to what profile and spec now ask of the cluster; returns what changed.
+
+    What the runs compute cannot differ: that would be another plan, hence another launch.
+    """
+    new, old = _plan_record(plan, launch.plan["code"], launch.plan["command"]), launch.plan
+    new["created"] = old["created"]
+    changed = [key for key in new if new[key] != old.get(key)]
+    if changed and is_active:
+        raise ConfigError(
+            f"{launch.path}: {', '.join(changed)} changed since it was launched, and its runs are still "
+            "queued or at work. Cancel them or let them end, then run the same command again"
+        )
+    if changed:
+        write_json(launch.path / PLAN, new)
+    return changed
+
+
+def code_files(root: Path) -> list[Path]:
+    """What a run may execute, relative to the root."""
+    found = [path for top in ("latentbridge", "jobs") for path in sorted((root / top).rglob("*"))]
+    return [path.relative_to(root) for path in found if path.is_file() and "__pycache__" not in path.parts]
+
+
+def code_hash(root: Path) -> str:
+    """Names the code of a checkout or a copy; weights and data have hashes of their own."""
+    digest = hashlib.sha256()
+    for relative in code_files(root):
+        if (root / relative).stat().st_size <= HARD_LINK_BYTES:
+            content = (root / relative).read_bytes()
+            digest.update(f"{relative}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:12]
+
+
 def copy_code(root: Path, target: Path) -> dict[str, Any]:
     """Copy package and jobs, so that a queued run executes what was launched; returns the code's identity."""
-    digest = hashlib.sha256()
-    for top in ("latentbridge", "jobs"):
-        for source in sorted(path for path in (root / top).rglob("*") if path.is_file()):
-            relative = source.relative_to(root)
-            if "__pycache__" in relative.parts:
-                continue
-            copy = target / relative
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            if source.stat().st_size > HARD_LINK_BYTES:
-                _link_or_copy(source, copy)
-                continue  # weights and data: their own hashes are in their provenance files
-            content = source.read_bytes()
-            copy.write_bytes(content)
-            digest.update(f"{relative}\0{len(content)}\0".encode() + content)
+    for relative in code_files(root):
+        source, copy = root / relative, target / relative
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if source.stat().st_size > HARD_LINK_BYTES:
+            _link_or_copy(source, copy)
+        else:
+            shutil.copyfile(source, copy)
     sha, diff = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD")
     if diff:
         write_atomic(target / "uncommitted.diff", diff)
-    return {"sha": sha.strip() or None, "dirty": bool(diff), "hash": digest.hexdigest()[:12]}
+    return {"sha": sha.strip() or None, "dirty": bool(diff), "hash": code_hash(target)}
 
 
 def _link_or_copy(source: Path, copy: Path) -> None:

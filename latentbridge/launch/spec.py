@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import itertools
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,12 @@ from latentbridge.config import (
     build,
     config_id,
     describe,
-    parse_scalar,
+    parse_value,
     read_yaml,
 )
 from latentbridge.errors import ConfigError
 
-RESERVED = ("cache", "code", "ledger", "slurm")
+RESERVED = ("cache", "code", "ledger", "slurm", "spec.yaml", "plan.json", "summary.log", "summary.json")
 NAME_RULE = r"^[A-Za-z0-9][A-Za-z0-9_.=+-]*$"
 
 
@@ -105,7 +106,7 @@ def parse_settings(settings: list[str]) -> Tree:
         if not separator or not key:
             raise ConfigError(f"--set {setting}: write key=value, e.g. --set train.steps=100")
         origin = Origin("--set", position)
-        tree = tree.override(Tree({key: parse_scalar(text)}, {(): origin, (key,): origin}))
+        tree = tree.override(Tree({key: parse_value(text, setting)}, {(): origin, (key,): origin}))
     return tree
 
 
@@ -131,8 +132,10 @@ def load_job_config(job: str, root: Path, origin: Origin) -> type[JobConfig]:
     return config
 
 
-def read_base(name: str, root: Path, origin: Origin) -> Tree:
+def read_base(name: str, root: Path, origin: Origin, above: tuple[str, ...] = ()) -> Tree:
     """configs/<name>.yaml; its own `base` is applied below it."""
+    if name in above:
+        raise ConfigError(f"{origin}: bases in a circle: {' -> '.join((*above, name))}")
     path = root / "configs" / f"{name}.yaml"
     if not path.exists():
         raise ConfigError(f"{origin}: there is no base configs/{name}.yaml")
@@ -140,13 +143,13 @@ def read_base(name: str, root: Path, origin: Origin) -> Tree:
     if "base" not in tree.values:
         return _empty(tree.origin(())).override(tree)
     parent_name, parent_origin = tree.values.pop("base"), tree.origins.pop(("base",))
-    if parent_name == name:
-        raise ConfigError(f"{parent_origin}: a base may not name itself")
-    return read_base(str(parent_name), root, parent_origin).override(tree)
+    return read_base(str(parent_name), root, parent_origin, (*above, name)).override(tree)
 
 
 def expand(spec: Spec, tree: Tree, settings: Tree, root: Path) -> list[Cell]:
     """Every cell of a spec, validated; two cells with the same effective config are refused."""
+    if spec.seeds and "seed" in settings.values:
+        raise ConfigError(f"--set seed: the spec lists seeds {spec.seeds}, one run each; change them there")
     config_class = load_job_config(spec.job, root, tree.origin(("job",)))
     base = read_base(spec.base, root, tree.origin(("base",))) if spec.base else _empty(tree.origin(()))
     variants = _variants(spec, tree)
@@ -284,10 +287,11 @@ def _refuse_duplicates(cells: list[Cell], tree: Tree) -> None:
                 f"{origin}: runs '{other.name}' and '{cell.name}' have the same effective config "
                 f"({cell.id}): they are one experiment, not two. Drop one, or list more seeds to repeat it"
             )
-        if cell.name in RESERVED:
+        if cell.name in RESERVED or not re.match(NAME_RULE, cell.name):
             raise ConfigError(
                 f"{tree.origin(('runs', cell.cell))}: a run may not be called '{cell.name}': "
-                f"launch folders have that themselves ({', '.join(RESERVED)})"
+                "the name of its folder takes letters, digits and _ . = + -, "
+                f"and launch folders have {', '.join(RESERVED)} themselves"
             )
         if cell.name in by_name:
             raise ConfigError(f"{tree.origin(('runs',))}: two runs are called '{cell.name}'; rename one")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from latentbridge.errors import SchedulerError
@@ -15,9 +14,11 @@ from latentbridge.rundir import RunDir, read_json, read_jsonl
 
 Phase = Literal["planned", "pending", "running", "done", "failed", "stopped", "lost", "unknown"]
 ACTIVE = ("pending", "running")
+# of a run without SLURM, inside its launch folder
+WORKER_LOG = "ledger/{run}.worker.log"
 ENDED: dict[str, Phase] = {"DONE": "done", "FAILED": "failed", "STOPPED": "stopped"}
-# SLURM's short states of a job that will still run, or is running
-QUEUED = {"PD": "pending", "CF": "pending", "RQ": "pending", "R": "running", "CG": "running", "S": "running"}
+# short states of jobs that wait; squeue shows live jobs only, so any other state is one at work
+WAITING = ("PD", "CF", "RQ", "RH", "RD", "RF", "SE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,72 +40,73 @@ class RunStatus:
 def status(launch: Launch) -> list[RunStatus]:
     """The state of every run, with at most one call to SLURM whatever the number of runs."""
     submissions = Ledger(launch.path / "ledger").latest()
-    jobs, answered = _ask_queue(submissions)
+    jobs = _ask_queue(submissions)
     # markers are read after the queue: a run that left the queue before has written its own by now
-    return [_of(run, submissions.get(run.name), jobs, answered) for run in launch.runs.values()]
+    return [_of(run, submissions.get(run.name), jobs) for run in launch.runs.values()]
 
 
-def _ask_queue(submissions: dict[str, Submission]) -> tuple[dict[str, tuple[str, str]], bool]:
-    """Task id -> (short state, reason) and token -> the same, and whether SLURM answered at all."""
+def _ask_queue(submissions: dict[str, Submission]) -> dict[str, tuple[str, str]] | None:
+    """`token.task` to (short state, reason); None if SLURM did not answer."""
     if not submissions:
-        return {}, True
+        return {}
     try:
-        lines = squeue("%F|%K|%t|%r|%k")
+        lines = squeue("%K|%t|%r|%k")
     except SchedulerError:
-        return {}, False
-    jobs: dict[str, tuple[str, str]] = {}
+        return None
+    jobs = {}
     for line in lines:
-        array, index, state, reason, comment = line.split("|", 4)
-        token = comment.removeprefix(COMMENT)
-        jobs[array if index == "N/A" else f"{array}_{index}"] = (state, reason)
-        jobs[f"{token}.{0 if index == 'N/A' else index}"] = (state, reason)
-    return jobs, True
+        index, state, reason, comment = line.split("|", 3)
+        # by token, never by job id: a controller that lost its state gives out old ids again
+        jobs[f"{comment.removeprefix(COMMENT)}.{0 if index == 'N/A' else index}"] = (state, reason)
+    return jobs
 
 
-def _of(
-    run: PlannedRun, submission: Submission | None, jobs: dict[str, tuple[str, str]], answered: bool
-) -> RunStatus:
-    phase, detail, job = _phase(run, submission, jobs, answered)
-    step = max((record["step"] for record in read_jsonl(run.folder.train_log)), default=0)
-    attempts = len(run.folder.list_attempts())
-    return RunStatus(name=run.name, phase=phase, attempts=attempts, step=step, detail=detail, job=job)
+def _of(run: PlannedRun, submission: Submission | None, jobs: dict[str, tuple[str, str]] | None) -> RunStatus:
+    phase, detail = _phase(run, submission, jobs)
+    return RunStatus(
+        name=run.name,
+        phase=phase,
+        attempts=len(run.folder.list_attempts()),
+        step=max((record["step"] for record in read_jsonl(run.folder.train_log)), default=0),
+        detail=detail,
+        job=submission.task_id(run.name) if submission else None,
+    )
 
 
 def _phase(
-    run: PlannedRun, submission: Submission | None, jobs: dict[str, tuple[str, str]], answered: bool
-) -> tuple[Phase, str, str | None]:
+    run: PlannedRun, submission: Submission | None, jobs: dict[str, tuple[str, str]] | None
+) -> tuple[Phase, str]:
     state = run.folder.state
-    job = submission.task_id(run.name) if submission else None
-    queued = None
-    if submission:
-        index = submission.runs.index(run.name)
-        queued = jobs.get(job or "") or jobs.get(f"{submission.token}.{index}")
     if state == "DONE":
-        return "done", "", job
-    if queued and queued[0] in QUEUED:
-        reason = queued[1] if queued[1] not in ("None", "") else ""
-        return ("pending" if QUEUED[queued[0]] == "pending" else "running"), reason, job
+        return "done", ""
+    if submission and jobs:
+        queued = jobs.get(f"{submission.token}.{submission.runs.index(run.name)}")
+        if queued:
+            waits = queued[0] in WAITING
+            return ("pending" if waits else "running"), "" if queued[1] == "None" else queued[1]
     if run.folder.is_locked():
-        return "running", progress(run.folder), job
+        stage, done, total = progress(run.folder)
+        return "running", f"{stage} {done}/{total}" if total else stage
     if state:
-        return ENDED[state], str(run.folder.read_marker().get("message", "")), job
-    if not submission:
-        return ("lost" if run.folder.list_attempts() else "planned"), "", None
-    if not answered:
-        return "unknown", "SLURM does not answer", job
+        return ENDED[state], str(run.folder.read_marker().get("message", ""))
+    if submission is None:
+        where = f"its worker ended without a word; see {WORKER_LOG.format(run=run.name)}"
+        return ("lost", where) if run.folder.list_attempts() else ("planned", "")
+    if jobs is None:
+        return "unknown", "SLURM does not answer"
     if submission.job_id is None and time.time() - submission.created < ANSWER_PATIENCE_S:
-        return "unknown", "submitted moments ago, no answer yet", job
-    return "lost", "it left the queue without a marker: killed, or its node died", job
+        return "unknown", "submitted moments ago, no answer yet"
+    return "lost", "it left the queue without a marker: killed, or its node died"
 
 
-def progress(run: RunDir) -> str:
-    """What the current attempt last said it was doing, e.g. "training 120/400"."""
+def progress(run: RunDir) -> tuple[str, int, int | None]:
+    """Stage, done and total of what the current attempt last said it was doing."""
     attempts = run.list_attempts()
-    file: Path | None = attempts[-1] / "progress.json" if attempts else None
+    file = attempts[-1] / "progress.json" if attempts else None
     if file is None or not file.exists():
-        return "starting"
+        return "starting", 0, None
     record = read_json(file)
-    return f"{record['stage']} {record['done']}/{record['total']}"
+    return str(record["stage"]), int(record["done"]), int(record["total"])
 
 
 def wait_for_others(launch: Launch) -> None:

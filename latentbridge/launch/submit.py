@@ -102,7 +102,10 @@ def submit(launch: Launch, pending: list[PlannedRun]) -> list[Submission]:
     made: list[Submission] = []
     for group in group_runs(pending):
         first = group[0]
-        after = [str(s.job_id) for s in made if set(first.needs) & set(s.runs)]
+        # what is needed may have been submitted by an earlier launcher
+        latest = ledger.latest()
+        needed = {latest[n].job_id for n in first.needs if n in latest and not launch.runs[n].folder.is_done}
+        after = sorted(job for job in needed if job)
         settings = {"dependency": f"afterany:{':'.join(after)}"} if after else {}
         intent = ledger.intend([run.name for run in group])
         settings |= parameters(launch.cluster, first.resources, launch.path, intent.token)
@@ -118,14 +121,17 @@ def adopt_lost(launch: Launch) -> None:
     jobs = queue() if lost else {}
     for submission in lost:
         if submission.token in jobs:
-            ledger.accepted(submission, jobs[submission.token])
+            ledger.accepted(submission, jobs[submission.token][0])
 
 
 def submit_finish(launch: Launch, after: set[str]) -> Submission | None:
-    """Submit the small job that summarises and preserves once the jobs `after` have ended; one is enough."""
+    """Submit the small job that summarises and preserves once the jobs `after` have ended.
+
+    None if one is waiting already: it looks at all runs, whenever they were submitted.
+    """
     ledger = Ledger(launch.path / "ledger")
     earlier = ledger.latest().get(FINISH)
-    if earlier and earlier.token in queue():
+    if earlier and queue().get(earlier.token, ("", ""))[1] == "PD":
         return None
     intent = ledger.intend([FINISH])
     small = Resources(gpus_per_node=1, timeout_min=60)
@@ -156,17 +162,22 @@ def call_sbatch(
     found = find_by_token(intent.token, ANSWER_PATIENCE_S if is_doubtful(reason) else 0)
     if found:
         return ledger.accepted(intent, found)
+    if is_doubtful(reason):
+        # not written down as refused: should the job turn up after all, its token still leads to it
+        raise SchedulerError(f"sbatch gave no clear answer: {reason}. Run the same command again in a minute")
     ledger.refused(intent, reason)
-    failure = SchedulerError if is_doubtful(reason) else PreflightError
-    raise failure(f"sbatch refused: {reason}. {folder} holds what was asked; nothing of it was submitted")
+    raise PreflightError(
+        f"sbatch refused: {reason}. {folder} holds what was asked; nothing of it was submitted"
+    )
 
 
 @contextmanager
 def outside_of_jobs() -> Iterator[None]:
     """Hide a surrounding SLURM job from sbatch, which would pass it on; where SLURM is stays known."""
     kept = dict(os.environ)
+    inside = "SLURM_JOB_ID" in kept  # elsewhere SBATCH_ACCOUNT and its like are what the user wants
     for key in kept:
-        if key.startswith(("SLURM_", "SBATCH_", "SRUN_")) and not key.startswith("SLURM_CONF"):
+        if inside and key.startswith(("SLURM_", "SBATCH_", "SRUN_")) and not key.startswith("SLURM_CONF"):
             del os.environ[key]
     try:
         yield
@@ -174,18 +185,24 @@ def outside_of_jobs() -> Iterator[None]:
         os.environ.update(kept)
 
 
+DOUBTFUL = (
+    "timed out",
+    "time out",
+    "no answer",
+    "unable to contact",
+    "connection",
+    "communication",
+    "zero bytes",
+    "transport endpoint",
+    "temporarily",
+    "message receive",
+    "job id",  # submitit found none in what sbatch printed
+)
+
+
 def is_doubtful(reason: str) -> bool:
     """Whether an error leaves open if the job was accepted: a refusal is final, a silence is not."""
-    words = (
-        "timed out",
-        "time out",
-        "no answer",
-        "unable to contact",
-        "connection",
-        "communication",
-        "job id",
-    )
-    return any(word in reason.lower() for word in words)
+    return any(words in reason.lower() for words in DOUBTFUL)
 
 
 def find_by_token(token: str, patience_s: float) -> str | None:
@@ -194,19 +211,19 @@ def find_by_token(token: str, patience_s: float) -> str | None:
     while True:
         jobs = queue()
         if token in jobs:
-            return jobs[token]
+            return jobs[token][0]
         if time.monotonic() >= deadline:
             return None
         time.sleep(2)
 
 
-def queue() -> dict[str, str]:
-    """Our jobs in the queue: token to (array) job id; SchedulerError if SLURM does not answer."""
+def queue() -> dict[str, tuple[str, str]]:
+    """Our jobs in the queue: token to (array) job id and short state; SchedulerError if SLURM is silent."""
     found = {}
-    for line in squeue("%F|%k"):
-        job_id, _, comment = line.partition("|")
+    for line in squeue("%F|%t|%k"):
+        job_id, state, comment = line.split("|", 2)
         if comment.startswith(COMMENT):
-            found[comment.removeprefix(COMMENT)] = job_id
+            found[comment.removeprefix(COMMENT)] = (job_id, state)
     return found
 
 

@@ -50,9 +50,9 @@ def free_port() -> int:
     )
 
 
-def head_address() -> str:
+def head_address(nodes: int) -> str:
     """A name of this host that other nodes can resolve; on one node the loopback will do."""
-    if os.environ.get("SLURM_JOB_NUM_NODES", "1") == "1":
+    if nodes == 1:
         return "127.0.0.1"
     for name in (os.environ.get("SLURMD_NODENAME"), socket.gethostname()):
         try:

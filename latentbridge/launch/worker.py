@@ -7,6 +7,7 @@ python -m latentbridge.launch.worker LAUNCH --token TOKEN    this SLURM task's r
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import subprocess
@@ -16,27 +17,43 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from latentbridge.job import ATTEMPT_VARIABLE, CHECKPOINTED, LOCK_PATIENCE_S, STOP_REQUEST, die_with_parent
+from latentbridge.errors import LockedError
+from latentbridge.job import (
+    ATTEMPT_VARIABLE,
+    CHECKPOINTED,
+    GUARDIAN_VARIABLE,
+    LOCK_PATIENCE_S,
+    STOP_REQUEST,
+    die_with_parent,
+)
 from latentbridge.launch.causes import Cause, classify, may_retry
 from latentbridge.launch.ledger import Ledger
 from latentbridge.launch.record import Launch, PlannedRun
 from latentbridge.launch.torchrun import child_environment, free_port, head_address, torchrun_command
 from latentbridge.rundir import hold_lock, read_json, read_jsonl, write_json
 
-# AGAIN: outside SLURM nobody requeues, so whoever started the worker starts it once more
-EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_AGAIN = 0, 1, 3, 4
-# how long ranks may take to save after a request to stop, before they are killed
+# STOPPED: saved on request. AGAIN: outside SLURM nobody requeues, so whoever started the worker does it again
+EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_AGAIN = 0, 1, 85, 86
+# outside SLURM ranks may take this long to save after a request to stop, before they are killed
 SAVE_GRACE_S = 600
-JOIN_TIMEOUT_S = 120
+# SLURM looks at time limits twice a minute; what is left of the signal's lead after that is ours
+SLURM_SLACK_S = 30
+JOIN_TIMEOUT_S = LOCK_PATIENCE_S + 60
+# a node whose ranks failed says so by this file; torchrun on the others may not notice by itself
+NODE_FAILED = "node_failed"
+NODE_FAILED_GRACE_S = 15
+TIME_LIMIT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Worker:
     """One node's part in one run."""
 
-    def __init__(self, launch: Launch, run: PlannedRun, threads: int) -> None:
+    def __init__(self, launch: Launch, run: PlannedRun, threads: int, on_slurm: bool) -> None:
         self.launch, self.run, self.threads = launch, run, threads
+        # not read from SLURM_JOB_ID: a local launch inside somebody's allocation must leave that job alone
+        self.on_slurm = on_slurm
         self.folder = run.folder
-        self.node = int(os.environ.get("SLURM_NODEID", "0"))
+        self.node = int(os.environ.get("SLURM_NODEID", "0")) if on_slurm else 0
         self.received: int | None = None
         self.killed = False
 
@@ -44,10 +61,8 @@ class Worker:
         """Run one attempt; returns the exit code of this task."""
         if self.folder.state == "DONE":
             return EXIT_DONE
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT):
+        for number in (signal.SIGTERM, *TIME_LIMIT_SIGNALS, signal.SIGINT):
             signal.signal(number, self._remember)
-        # SLURM sends it along with TERM; its default would be harmless, but submitters may have changed it
-        signal.signal(signal.SIGCONT, signal.SIG_DFL)
         return self._lead() if self.node == 0 else self._follow()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -56,11 +71,13 @@ class Worker:
     def _lead(self) -> int:
         unmet = [need for need in self.run.needs if self.launch.runs[need].folder.state != "DONE"]
         if unmet:
-            self.folder.mark(
-                "FAILED", {"cause": "needs", "message": f"not DONE: {', '.join(unmet)}", "attempt": None}
-            )
-            return EXIT_FAILED
-        lock = hold_lock(self.folder.worker_lock, LOCK_PATIENCE_S)
+            self.folder.mark("STOPPED", {"cause": "needs", "message": f"not DONE: {', '.join(unmet)}"})
+            return EXIT_STOPPED
+        try:
+            lock = hold_lock(self.folder.worker_lock, LOCK_PATIENCE_S)
+        except LockedError as error:
+            print(error, file=sys.stderr)
+            return EXIT_STOPPED if self.on_slurm and requeue() else EXIT_AGAIN
         try:
             return self._attempt()
         finally:
@@ -77,30 +94,42 @@ class Worker:
 
     def _follow(self) -> int:
         """Another node: join the attempt that the head node opened for this start of this job."""
+        attempt = self._find_attempt()
+        if attempt is None:
+            print(
+                f"the head node opened no attempt of {self.run.name} in {JOIN_TIMEOUT_S} s", file=sys.stderr
+            )
+            return EXIT_FAILED
+        exit_code = self._torchrun(attempt, read_json(attempt / "env.json"))
+        if exit_code == 0:
+            return EXIT_DONE
+        # our exit ends the whole job step: the head must have written down how the attempt ended before
+        (attempt / NODE_FAILED).touch()
+        deadline = time.monotonic() + 4 * NODE_FAILED_GRACE_S
+        while time.monotonic() < deadline and not (attempt / "exit.json").exists():
+            time.sleep(0.2)
+        return EXIT_FAILED
+
+    def _find_attempt(self) -> Path | None:
         deadline = time.monotonic() + JOIN_TIMEOUT_S
         while time.monotonic() < deadline:
             for attempt in reversed(self.folder.list_attempts()):
                 environment = attempt / "env.json"
                 if environment.exists() and read_json(environment)["slurm"] == slurm_identity():
-                    exit_code = self._torchrun(attempt, read_json(environment))
-                    return EXIT_DONE if exit_code == 0 else EXIT_FAILED
+                    return attempt
             time.sleep(0.2)
-        print(
-            f"no attempt of {self.run.name} was opened by the head node in {JOIN_TIMEOUT_S} s",
-            file=sys.stderr,
-        )
-        return EXIT_FAILED
+        return None
 
     def _open_attempt(self, attempt: Path) -> None:
         (attempt / "stacks").mkdir()
         write_json(
             attempt / "env.json",
             {
-                "slurm": slurm_identity(),
+                "slurm": slurm_identity() if self.on_slurm else None,
                 "host": os.uname().nodename,
                 "nodes": os.environ.get("SLURM_JOB_NODELIST", os.uname().nodename),
                 "pid": os.getpid(),
-                "head": head_address(),
+                "head": head_address(self.run.resources.nodes) if self.on_slurm else "127.0.0.1",
                 "port": free_port(),
                 "started": time.time(),
             },
@@ -108,7 +137,7 @@ class Worker:
 
     def _torchrun(self, attempt: Path, environment: dict[str, Any]) -> int:
         resources = self.run.resources
-        if "SLURM_JOB_ID" not in os.environ and resources.nodes > 1:
+        if not self.on_slurm and resources.nodes > 1:
             # no second node here: the same ranks, side by side on this machine
             total = resources.nodes * (resources.gpus_per_node or 1)
             resources = resources.model_copy(update={"nodes": 1, "gpus_per_node": total})
@@ -122,7 +151,7 @@ class Worker:
             port=environment["port"],
         )
         variables = child_environment(self.launch.cluster, self.launch.code, self.threads)
-        variables[ATTEMPT_VARIABLE] = str(attempt)
+        variables |= {ATTEMPT_VARIABLE: str(attempt), GUARDIAN_VARIABLE: str(os.getpid())}
         suffix = f"_node{self.node}" if self.node else ""
         with (
             open(attempt / f"stdout{suffix}.log", "ab") as out,
@@ -146,13 +175,20 @@ class Worker:
                 return child.wait(timeout=0.2)
             except subprocess.TimeoutExpired:
                 pass
-            if self.received and deadline is None:
+            if deadline is None and self.received:
                 (attempt / STOP_REQUEST).touch()
-                deadline = time.monotonic() + SAVE_GRACE_S
+                deadline = time.monotonic() + self._grace_s()
+            if deadline is None and (attempt / NODE_FAILED).exists():
+                deadline = time.monotonic() + NODE_FAILED_GRACE_S
             if deadline is not None and time.monotonic() > deadline:
                 self.killed = True
                 os.killpg(child.pid, signal.SIGKILL)
-                deadline = None
+                deadline = math.inf
+
+    def _grace_s(self) -> float:
+        if self.on_slurm and self.received in TIME_LIMIT_SIGNALS:
+            return max(10, self.launch.cluster.signal_delay_s - SLURM_SLACK_S)
+        return SAVE_GRACE_S
 
     def _conclude(self, attempt: Path, exit_code: int, began: float) -> int:
         cause, message = self._cause(attempt, exit_code)
@@ -164,7 +200,7 @@ class Worker:
             return EXIT_DONE
         failed = cause in ("error", "oom", "node_fail")
         if may_retry(self.folder, cause, self.launch.retry):
-            if "SLURM_JOB_ID" not in os.environ:
+            if not self.on_slurm:
                 return EXIT_AGAIN
             if requeue():
                 return EXIT_STOPPED
@@ -174,14 +210,15 @@ class Worker:
     def _cause(self, attempt: Path, exit_code: int) -> tuple[Cause, str]:
         if self.folder.state == "DONE":
             return "done", "finished"
+        near_the_limit = self.received in TIME_LIMIT_SIGNALS
         if (attempt / CHECKPOINTED).exists():
             step = read_json(attempt / CHECKPOINTED)["step"]
-            if self.received in (signal.SIGUSR1, signal.SIGUSR2):
+            if near_the_limit:
                 return "timeout", f"saved at update {step}: the time limit came near"
             return "stopped", f"saved at update {step}: asked to stop"
-        if self.received and (self.killed or exit_code != 0):
-            return "preempted", f"ended by signal {self.received} before it could save"
-        return classify(exit_code, attempt / "stderr.log")
+        if self.received:
+            return ("timeout" if near_the_limit else "preempted"), "ended before it could save"
+        return classify(exit_code, attempt)
 
     def _close_lost_attempts(self) -> None:
         """Give every attempt that ended without a word an exit record: it was killed from outside."""
@@ -214,7 +251,11 @@ def requeue() -> bool:
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     # the last task of an array has the array's own id: by that, all tasks would be requeued
     job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
-    answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+    except OSError as error:  # inside a container, say
+        print(f"scontrol requeue {job}: {error}", file=sys.stderr)
+        return False
     if answer.returncode != 0:
         print(f"scontrol requeue {job}: {answer.stderr.strip()}", file=sys.stderr)
     return answer.returncode == 0
@@ -231,13 +272,13 @@ def main() -> None:
     args = parser.parse_args()
     launch = Launch(args.launch)
     if args.run:
-        # the launcher is gone: save what there is, and leave
+        # without a launcher: save what there is, and leave
         die_with_parent(signal.SIGTERM)
         name = args.run
     else:
         submission = Ledger(launch.path / "ledger").read(args.token)
         name = submission.runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
-    raise SystemExit(Worker(launch, launch.runs[name], args.threads).work())
+    raise SystemExit(Worker(launch, launch.runs[name], args.threads, on_slurm=bool(args.token)).work())
 
 
 if __name__ == "__main__":

@@ -27,15 +27,17 @@ def attempts(run, *causes_and_steps):
             "oom",
             "torch.OutOfMemoryError",
         ),
-        ("", -9, "node_fail", "killed by signal 9"),
+        ("", -9, "node_fail", "killed from outside"),
+        ("  exitcode  : -9 (pid: 7)\n" + TORCHRUN_ECHO, 1, "node_fail", "killed from outside"),
+        ("LockedError: rank.lock: another\n" + TORCHRUN_ECHO, 1, "preempted", "another"),
+        ("warning: out of memory, retrying\nKeyError: 1\n", 1, "error", "KeyError: 1"),
         ("nothing of note\n", 3, "error", "exited with 3"),
     ],
 )
 def test_the_cause_is_read_from_stderr_and_exit_code(tmp_path, stderr, code, cause, message):
-    log = tmp_path / "stderr.log"
-    log.write_text(stderr)
+    (tmp_path / "stderr.log").write_text(stderr)
 
-    found, text = classify(code, log)
+    found, text = classify(code, tmp_path)
 
     assert found == cause
     assert message in text
@@ -70,3 +72,10 @@ def test_a_run_that_makes_no_progress_over_three_attempts_is_given_up(tmp_path):
 
 def test_a_person_who_asks_to_stop_is_obeyed(tmp_path):
     assert not may_retry(RunDir(tmp_path), "stopped", Retry())
+
+
+def test_the_error_of_another_node_counts_and_not_what_it_did_to_the_head(tmp_path):
+    (tmp_path / "stderr.log").write_text("RuntimeError: Connection closed by peer [127.0.0.1]:3\n")
+    (tmp_path / "stderr_node1.log").write_text("ValueError: the real reason\n")
+
+    assert classify(1, tmp_path) == ("error", "ValueError: the real reason")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from latentbridge.launch.cli import main
+from latentbridge.rundir import RunDir
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -65,6 +66,27 @@ def test_status_as_json_lists_every_run(write_spec, project, capsys):
         ("s-s5", "planned"),
         ("s-s6", "planned"),
     ]
+
+
+def test_a_message_with_brackets_is_shown_as_it_is(write_spec, project, capsys):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {}}")
+    assert run("launch", "spec", "--no-submit") == 0
+    (folder,) = project.glob("runs/s_*")
+    RunDir(folder / "a").mark("FAILED", {"cause": "error", "message": "no [/scratch/x] and [bold]"})
+    capsys.readouterr()
+
+    assert run("status", folder) == 1
+
+    assert "[/scratch/x]" in capsys.readouterr().out
+
+
+def test_bases_that_go_in_a_circle_are_refused(write_spec, project, capsys):
+    write_spec("base: two", name="one")
+    write_spec("base: one", name="two")
+    write_spec("name: s\njob: count\nbase: one")
+
+    assert run("launch", "spec", "--cluster", "local") == 2
+    assert "bases in a circle: one -> two -> one" in capsys.readouterr().err
 
 
 def test_a_slurm_profile_without_slurm_is_refused_before_anything_is_made(

@@ -39,7 +39,7 @@ def test_a_machine_without_gpus_counts_as_one_rank(tmp_path, monkeypatch):
     fake_nvidia_smi(tmp_path, monkeypatch, gpus=0)
     monkeypatch.delenv("NUM_GPUS", raising=False)
 
-    assert local_gpus() == 0
+    assert local_gpus() == []
     assert count_gpus(profile()) == 1
 
 
@@ -47,7 +47,7 @@ def test_the_seeds_nvidia_smi_count_ignored_cuda_visible_devices_ours_does_not(t
     fake_nvidia_smi(tmp_path, monkeypatch, gpus=4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
 
-    assert local_gpus() == 2
+    assert local_gpus() == ["2", "3"]
 
 
 def test_num_gpus_must_be_a_number(monkeypatch):
@@ -64,6 +64,14 @@ def test_a_run_may_ask_for_more_than_its_profile_gives(monkeypatch):
     asked = resources_for(profile(gpus_per_node=2, timeout_min=7), wanted, "run 'a'")
 
     assert (asked.nodes, asked.gpus_per_node, asked.timeout_min) == (3, 2, 7)
+
+
+def test_num_gpus_goes_before_the_profile_but_not_before_what_a_run_asks_for(monkeypatch):
+    monkeypatch.setenv("NUM_GPUS", "2")
+    origin = {(): Origin("spec.yaml", 1)}
+
+    assert resources_for(profile(gpus_per_node=4), Tree({}, origin), "run 'a'").gpus_per_node == 2
+    assert resources_for(profile(gpus_per_node=4), Tree({"gpus_per_node": 3}, origin), "r").gpus_per_node == 3
 
 
 def test_an_unknown_profile_is_refused_with_those_there_are(project):

@@ -104,7 +104,7 @@ def test_a_run_that_always_fails_is_given_up_and_its_dependent_never_starts(writ
     folder = the_launch(project)
     assert done.returncode == 1
     assert read_json(folder / "a" / "FAILED")["message"] == "ValueError: told to fail at 2"
-    assert read_json(folder / "b" / "FAILED")["cause"] == "needs"
+    assert read_json(folder / "b" / "STOPPED")["cause"] == "needs"
     assert not (folder / "b" / "count.json").exists()
     assert (folder / "c" / "DONE").exists()
     assert "told to fail at 2" in done.stdout
@@ -168,6 +168,68 @@ def test_a_second_launcher_of_the_same_plan_is_sent_away(write_spec, project):
     assert second.returncode == 75
     assert f"process {child.pid}" in second.stderr
     assert child.wait(timeout=60) == 0
+
+
+def test_what_a_failed_run_kept_from_starting_runs_once_that_is_done(write_spec, project):
+    text = """
+        name: s
+        job: count
+        cluster: local
+        runs: {a: {fail_at: 2, fail_times: 2}, b: {steps: 4}}
+        needs: {b: [a]}
+        """
+    write_spec(text)
+    assert launch("spec").returncode == 1
+
+    assert launch("spec", "--retry-failed").returncode == 0
+
+    assert (the_launch(project) / "b" / "DONE").exists()
+
+
+def test_a_local_launch_inside_an_allocation_leaves_that_job_alone(
+    write_spec, project, tmp_path, monkeypatch
+):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f"#!/bin/sh\necho $* >> '{tmp_path}/called'\n")
+    (tools / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=":")
+    monkeypatch.setenv("SLURM_JOB_ID", "777")
+    monkeypatch.setenv("SLURM_NODEID", "1")
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {fail_at: 2}}")
+
+    assert launch("spec").returncode == 0
+
+    assert not (tmp_path / "called").exists()
+
+
+def test_a_launch_folder_of_other_runs_is_not_continued(write_spec, project):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {steps: 4}}", name="one")
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {steps: 5}}", name="two")
+    launch("one", "--no-submit")
+
+    refused = launch("two", "--continue", the_launch(project))
+
+    assert refused.returncode == 2
+    assert "other runs than two describes" in refused.stderr
+
+
+def test_going_on_after_an_edit_says_that_the_old_code_runs(write_spec, project):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {}}")
+    launch("spec", "--no-submit")
+    (project / "jobs" / "count.py").write_text((project / "jobs" / "count.py").read_text() + "# edited\n")
+
+    assert "the code here has changed since" in launch("spec").stdout
+
+
+def test_what_is_asked_of_the_cluster_may_change_between_two_launches_of_a_plan(write_spec, project):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {resources.gpus_per_node: 2}}")
+    launch("spec", "--no-submit")
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {resources.gpus_per_node: 3}}")
+
+    assert "brought up to date: runs" in launch("spec", "--no-submit").stdout
+
+    assert read_json(the_launch(project) / "plan.json")["runs"][0]["resources"]["gpus_per_node"] == 3
 
 
 def test_a_run_of_two_nodes_has_all_its_ranks_on_this_machine(write_spec, project):

@@ -126,6 +126,17 @@ def test_set_goes_on_top_of_every_cell(write_spec, project):
     assert made[1].config.step_s == 0.5
 
 
+def test_set_takes_lists_and_refuses_a_seed_beside_seeds(write_spec, project):
+    write_spec("source: {model: x}\ntarget: {model: y}", name="pair")
+    path = write_spec("name: s\njob: count\nbase: pair\nseeds: [3]")
+
+    (cell,) = cells(path, project, ["swap=[source, target]"])
+
+    assert cell.config.source.model == "y"
+    with pytest.raises(ConfigError, match="--set seed: the spec lists seeds"):
+        cells(path, project, ["seed=4"])
+
+
 def test_resources_are_no_part_of_the_id(write_spec, project):
     path = write_spec("name: s\njob: count\nseeds: [3]\nruns: {a: {steps: 4}}", name="one")
     wide = write_spec(
@@ -204,6 +215,10 @@ MISTAKES = {
     "a run called like a folder of the launch": (
         "name: s\njob: count\nruns:\n  cache: {}",
         r"spec.yaml:4: a run may not be called 'cache'",
+    ),
+    "a run name that leads elsewhere": (
+        "name: s\njob: count\nruns:\n  ../evil: {}",
+        r"spec.yaml:4: a run may not be called '../evil'",
     ),
     "custom tag": ("name: !!python/object:os.system s\njob: count", r"spec.yaml:1: the tag"),
 }

@@ -88,10 +88,10 @@ def test_scores_do_not_depend_on_the_evaluation_batch():
     assert one["answer_nll"].value == pytest.approx(math.log(len(workload.tokenizer)), rel=0.1)
 
 
-def test_a_run_learns_and_exports_half_precision_weights_with_their_origin(tmp_path):
+def test_a_run_learns_and_exports_half_precision_weights_with_their_origin(tmp_path, ranks):
     config = config_of()
     (tmp_path / "config.yaml").write_text(to_yaml(config))
-    summary = train(config, Run(RunDir(tmp_path)))
+    (summary,) = ranks(train, config, Run(RunDir(tmp_path)), world_size=1)
 
     losses = [record["losses"]["answer"] for record in read_jsonl(tmp_path / "train.jsonl")]
     assert losses[-1] < losses[0] - 0.5

@@ -129,6 +129,21 @@ def test_an_answer_of_sbatch_lost_with_the_launcher_makes_neither_an_orphan_nor_
     wait_for(lambda: archives(slurm_project))
 
 
+def test_an_error_on_the_second_node_is_recorded_with_its_reason_and_retried(write_spec, slurm_project):
+    write_spec("""
+        name: s
+        job: count
+        runs:
+          a: {steps: 250, step_s: 0.1, fail_at: 2, fail_rank: 1, resources: {nodes: 2, gpus_per_node: 1}}
+        """)
+    launch("spec")
+    run = the_launch(slurm_project) / "a"
+    wait_for(lambda: (run / "DONE").exists())
+
+    first = read_json(run / "attempts" / "1" / "exit.json")
+    assert (first["cause"], first["message"]) == ("error", "ValueError: told to fail at 2")
+
+
 def test_a_request_slurm_refuses_is_told_in_its_words_and_can_be_mended(write_spec, slurm_project):
     write_spec("name: s\njob: count\nruns: {a: {resources.gpus_per_node: 9}}")
 
@@ -137,6 +152,12 @@ def test_a_request_slurm_refuses_is_told_in_its_words_and_can_be_mended(write_sp
     assert refused.returncode == 2
     assert "Requested node configuration is not available" in refused.stderr
     assert not (the_launch(slurm_project) / "a" / "attempts").exists()
+    write_spec("name: s\njob: count\nruns: {a: {resources.gpus_per_node: 3}}")
+
+    mended = launch("spec")
+
+    assert mended.returncode == 0, mended.stderr
+    wait_for(lambda: (the_launch(slurm_project) / "a" / "DONE").exists())
 
 
 def test_after_every_node_was_lost_the_same_command_finishes_every_run_once(

@@ -1,6 +1,5 @@
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,12 +14,12 @@ from latentbridge.translator.train import Translation, train
 
 
 @pytest.fixture
-def trained(configure, make_run) -> Callable[..., tuple[dict[str, Any], Run]]:
+def trained(configure, make_run, ranks) -> Callable[..., tuple[dict[str, Any], Run]]:
     """Trains a cell of this launch for two steps."""
 
     def fit(name: str = "a", changes: dict[str, Any] | None = None) -> tuple[dict[str, Any], Run]:
         run = make_run(name)
-        summary = train(configure(changes), run)
+        (summary,) = ranks(train, configure(changes), run, world_size=1)
         assert summary is not None
         return summary, run
 
@@ -166,12 +165,12 @@ def test_the_frozen_models_get_no_gradient(configure, make_run):
     assert workload.model.queries.grad.any()
 
 
-def test_a_run_goes_on_where_it_was_stopped(trained, configure, make_run, tmp_path: Path):
+def test_a_run_goes_on_where_it_was_stopped(trained, configure, make_run, ranks):
     _, whole = trained("whole", {"train.steps": 3})
     run = make_run("stopped")
     run.should_stop = lambda: (run.folder.train_log).exists()
-    assert train(configure({"train.steps": 3}), run) is None
+    assert ranks(train, configure({"train.steps": 3}), run, world_size=1) == [None]
     resumed = Run(run.folder)
-    assert train(configure({"train.steps": 3}), resumed) is not None
+    assert ranks(train, configure({"train.steps": 3}), resumed, world_size=1) != [None]
 
     assert losses(resumed) == losses(whole)

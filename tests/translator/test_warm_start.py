@@ -69,8 +69,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path):
         warm_start(bridge(2), str(tmp_path))
 
 
-def test_a_warm_start_is_recorded_in_the_runs_summary(configure, make_run, weights: Path):
-    summary = train(configure({"warm_start": str(weights)}), make_run())
+def test_a_warm_start_is_recorded_in_the_runs_summary(configure, make_run, weights: Path, ranks):
+    (summary,) = ranks(train, configure({"warm_start": str(weights)}), make_run(), world_size=1)
 
     assert summary is not None
     assert summary["warm_start"]["soft_tokens"] == [6, 3]
