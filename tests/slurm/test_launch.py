@@ -104,6 +104,25 @@ def test_a_preempted_run_is_requeued_goes_on_and_keeps_both_attempts(write_spec,
     assert steps_of(run) == list(range(1, 61))
 
 
+def test_a_run_warned_of_its_time_limit_saves_requeues_itself_and_goes_on(write_spec, slurm_project, cluster):
+    write_spec("name: s\njob: count\nseeds: [1, 2]\nruns: {a: {steps: 60, step_s: 0.2}}")
+    launch("spec")
+    folder = the_launch(slurm_project)
+    wait_for(lambda: len(list(folder.glob("a-s*/count.json"))) == 2)
+    # the second task's id is the array's own: only this task may start again
+    array = cluster.run("squeue", "--noheader", "--array", "--states=R", "--format=%F").stdout.split()[0]
+
+    warned = cluster.run("scancel", "--signal=USR2", f"{array}_1")  # as sbatch --signal does
+
+    assert warned.returncode == 0, warned.stderr
+    wait_for(lambda: all((folder / f"a-s{seed}" / "DONE").exists() for seed in (1, 2)))
+    first = read_json(folder / "a-s2" / "attempts" / "1" / "exit.json")
+    assert first["cause"] == "timeout"
+    assert 0 < first["step"] < 60
+    assert [len(list((folder / f"a-s{seed}" / "attempts").iterdir())) for seed in (1, 2)] == [1, 2]
+    assert steps_of(folder / "a-s2") == list(range(1, 61))
+
+
 def test_an_answer_of_sbatch_lost_with_the_launcher_makes_neither_an_orphan_nor_a_double(
     write_spec, slurm_project, cluster
 ):
