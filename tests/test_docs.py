@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -9,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from latentbridge.config import config_id, load
 from latentbridge.launch.cli import main
 from latentbridge.launch.plan import make_plan
+from latentbridge.launch.preserve import verify
+from latentbridge.pretrain.config import PretrainConfig
+from latentbridge.rundir import read_json
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -52,3 +57,32 @@ def test_summarize_eval_jsonl_answers_help_by_both_of_its_names():
         done = subprocess.run([*command, "--help"], capture_output=True, text=True, check=False)
         assert done.returncode == 0
         assert "usage" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["forward_16", "reverse_16"])
+def test_the_bundled_bridges_come_from_the_config_that_ships(name):
+    plan = make_plan("bridges", cluster=None, settings=[], root=ROOT)
+    folder = ROOT / "latentbridge" / "data" / "assets" / "bridges" / name
+    origin = read_json(folder / "provenance.json")
+
+    assert origin["config_id"] == next(cell.id for cell in plan.cells if cell.name == name)
+    assert origin["sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(("name", "config"), [("llama_bpe", "target_llama"), ("gpt2_char", "source_gpt2")])
+def test_the_bundled_models_come_from_the_configs_that_ship(name, config):
+    origin = read_json(ROOT / "latentbridge" / "data" / "assets" / "models" / name / "provenance.json")
+
+    assert origin["config_id"] == config_id(
+        "pretrain", load(PretrainConfig, ROOT / f"configs/pretrain/{config}.yaml")
+    )
+
+
+def test_the_preserved_result_of_the_readme_verifies_and_is_of_the_spec_that_ships():
+    archive = ROOT / "preserved_data" / "demo_gpu_20261122_121246"
+
+    assert verify(archive) == []
+    assert (
+        read_json(archive / "plan.json")["id"]
+        == make_plan("demo_gpu", cluster=None, settings=[], root=ROOT).id
+    )

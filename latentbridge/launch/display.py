@@ -100,7 +100,9 @@ class Board:
                 self.bars[name], description=escape(f"{name}: {stage}"), completed=done, total=total
             )
             lines.append(f"{name}: {stage}")
-        if not self.is_terminal:
+        if pool.stopping:
+            self._say(f"saving {', '.join(working)}; Ctrl-C once more kills instead")
+        elif not self.is_terminal:
             self._say(f"{self.total - left}/{self.total} runs ended; " + "; ".join(lines))
 
     def _say(self, line: str) -> None:

@@ -87,6 +87,21 @@ def test_arrays_dependencies_and_two_nodes_end_in_a_verified_archive(write_spec,
     assert verify(archives(slurm_project)[0]) == []
 
 
+def test_what_sbatch_got_is_what_the_dry_run_shows(write_spec, slurm_project):
+    write_spec("name: s\njob: count\nseeds: [1, 2, 3]\nruns: {a: {steps: 3}}")
+    shown = launch("spec", "--dry-run").stdout
+
+    launch("spec")
+
+    folder = the_launch(slurm_project)
+    (token,) = [
+        path.stem for path in (folder / "ledger").glob("*.json") if read_json(path)["runs"][0] == "a-s1"
+    ]
+    (deed,) = (folder / "slurm" / token).glob("[0-9]*_submission.sh")
+    told = deed.read_text().replace(token, "TOKEN").replace(folder.name, "s_STAMP")
+    assert told.strip() in shown
+
+
 def test_a_preempted_run_is_requeued_goes_on_and_keeps_both_attempts(write_spec, slurm_project, cluster):
     write_spec("name: s\njob: count\nruns: {a: {steps: 60, step_s: 0.2}}")
     launch("spec")
