@@ -73,9 +73,10 @@ def test_the_bundled_bridges_come_from_the_config_that_ships(name):
 def test_the_bundled_models_come_from_the_configs_that_ship(name, config):
     origin = read_json(ROOT / "latentbridge" / "data" / "assets" / "models" / name / "provenance.json")
 
-    assert origin["config_id"] == config_id(
-        "pretrain", load(PretrainConfig, ROOT / f"configs/pretrain/{config}.yaml")
-    )
+    plan = make_plan("models", cluster=None, settings=[], root=ROOT)
+    shipped = config_id("pretrain", load(PretrainConfig, ROOT / f"configs/pretrain/{config}.yaml"))
+
+    assert origin["config_id"] == shipped == next(cell.id for cell in plan.cells if cell.name == name)
 
 
 def test_the_preserved_result_of_the_readme_verifies_and_is_of_the_spec_that_ships():
