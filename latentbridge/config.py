@@ -49,13 +49,13 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a setting was written."""
+    """Where a setting was written; line 0: not in a file of lines."""
 
     file: str
     line: int
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return f"{self.file}:{self.line}" if self.line else self.file
 
 
 class Tree:
@@ -66,10 +66,14 @@ class Tree:
         self.origins = origins
 
     def origin(self, key: Key) -> Origin:
-        """Where `key` was written, or the nearest enclosing key that was written anywhere."""
+        """Where `key` was written, else what is inside it, else the nearest key around it."""
         for length in range(len(key), -1, -1):
             if key[:length] in self.origins:
                 return self.origins[key[:length]]
+            # a mapping that only exists because something inside it was set
+            inside = [origin for known, origin in self.origins.items() if known[:length] == key[:length]]
+            if length and inside:
+                return inside[-1]
         raise KeyError(key)
 
     def branch(self, key: str) -> Tree:
@@ -233,7 +237,8 @@ def parse_value(text: str, shown_as: str) -> Any:
     try:
         node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{shown_as}: '{text}' is not a YAML value ({error})") from None
+        problem = getattr(error, "problem", None) or "it cannot be read"
+        raise ConfigError(f"{shown_as}: '{text}' is not a YAML value: {problem}") from None
     return None if node is None else _construct(node, (), shown_as, {})
 
 

@@ -96,8 +96,14 @@ class Run:
 
     def stopped_at(self, step: int) -> None:
         """Record that a complete checkpoint of `step` was taken because someone asked to stop (rank 0)."""
-        if self.is_main and self.attempt is not None:
+        if not self.is_main:
+            return
+        if self.attempt is not None:
             write_json(self.attempt / CHECKPOINTED, {"step": step})
+        else:  # by hand nobody else would say so
+            message = f"saved at update {step}; the same command goes on from there"
+            self.folder.mark("STOPPED", {"cause": "stopped", "message": message})
+            print(f"\n{message}", file=sys.stderr, flush=True)
 
     def done(self, summary: dict[str, Any]) -> None:
         """Mark the run finished (rank 0); call it last."""
@@ -154,6 +160,8 @@ def main(
             die_with_parent()  # torchrun's death must be ours
         run.listen()
         run.lock()
+        if run.is_main and not attempt:
+            run.folder.clear_marker()
         summary = train(config, run)
         if summary is not None:
             run.done(summary)

@@ -72,6 +72,8 @@ def test_ctrl_c_by_hand_saves_and_the_same_command_goes_on(run_folder):
     saved = json.loads((run_folder / "checkpoints" / "last" / "state.json").read_text())["step"]
     assert 0 < saved < 400
     assert not (run_folder / "DONE").exists()
+    assert f"saved at update {saved}" in (run_folder / "STOPPED").read_text()
+    assert f"saved at update {saved}" in (run_folder / "by_hand.log").read_text()
     config.write_text(config.read_text().replace("  steps: 400\n", f"  steps: {saved + 3}\n"))
     assert torchrun(run_folder, ranks=1).wait(timeout=120) == 0
     steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]

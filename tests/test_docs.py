@@ -87,3 +87,11 @@ def test_the_preserved_result_of_the_readme_verifies_and_is_of_the_spec_that_shi
         read_json(archive / "plan.json")["id"]
         == make_plan("demo_gpu", cluster=None, settings=[], root=ROOT).id
     )
+
+
+def test_the_spec_of_the_readme_can_be_launched(tmp_path):
+    (block,) = [part.removeprefix("yaml\n") for part in FENCED if part.startswith("yaml")]
+    path = tmp_path / "readme.yaml"
+    path.write_text(block)
+
+    assert len(make_plan(str(path), cluster=None, settings=[], root=ROOT).cells) == 9

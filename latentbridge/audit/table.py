@@ -105,7 +105,7 @@ def blocks(summary: Summary) -> list[Block]:
     if summary.verdicts:
         found.append(
             Block(
-                "Comparisons (Welch's t over seeds; p, not the interval, corrected by Holm over these rows)",
+                "Comparisons by Welch's t over seeds (tied: they cannot tell; p is Holm's, not the interval)",
                 ["cell", "", "baseline", "metric", "p", "difference [95 % interval]"],
                 [_verdict_row(verdict) for verdict in summary.verdicts],
             )

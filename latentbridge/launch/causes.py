@@ -10,7 +10,7 @@ from typing import Any, Literal
 from latentbridge.launch.spec import Retry
 from latentbridge.rundir import RunDir, read_json
 
-Cause = Literal["done", "stopped", "preempted", "timeout", "node_fail", "oom", "error", "needs"]
+Cause = Literal["done", "stopped", "preempted", "timeout", "node_fail", "oom", "error", "refused", "needs"]
 
 TAIL_BYTES = 64 * 1024
 _OOM = re.compile(r"out of memory|OutOfMemory|DefaultCPUAllocator: can't allocate", re.IGNORECASE)
@@ -32,6 +32,8 @@ def classify(exit_code: int, attempt: Path) -> tuple[Cause, str]:
     message = next((m for m in messages if not _AFTERMATH.search(m)), messages[0] if messages else "")
     if message.startswith("LockedError"):
         return "preempted", message  # someone else is at this run, and will end
+    if message.startswith(("ConfigError", "PreflightError")):
+        return "refused", message  # the same config cannot fare better
     if _OOM.search(message):
         return "oom", message
     if not message and (exit_code < 0 or any(_KILLED.search(tail) for tail in tails)):
@@ -56,7 +58,7 @@ def history(run: RunDir) -> list[dict[str, Any]]:
 
 def may_retry(run: RunDir, cause: Cause, retry: Retry) -> bool:
     """Whether the retry rules of the spec allow another attempt after one that ended by `cause`."""
-    if cause in ("done", "stopped", "needs"):
+    if cause in ("done", "stopped", "refused", "needs"):
         return False
     limit = getattr(retry, cause)
     past = history(run)

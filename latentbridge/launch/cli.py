@@ -136,8 +136,13 @@ def _open_launch(args: argparse.Namespace, plan: Plan, runs: Path) -> Launch:
         print(f"made {launch.path}")
         return launch
     print(f"going on with {launch.path}")
-    is_active = any(state.phase in (*status.ACTIVE, "unknown") for state in status.status(launch))
-    if changed := refresh(launch, plan, is_active):
+    states = status.status(launch)
+    if any(state.phase == "unknown" for state in states):
+        raise SchedulerError(
+            "SLURM does not say which of its runs are queued or at work, so nothing was done. "
+            "Run the same command again when it answers; --new makes a second launch beside this one"
+        )
+    if changed := refresh(launch, plan, any(state.phase in status.ACTIVE for state in states)):
         print(f"brought up to date: {', '.join(changed)}")
         launch = Launch(launch.path)
     if code_hash(plan.root) != launch.plan["code"]["hash"]:
@@ -166,7 +171,7 @@ def _show_plan(plan: Plan, root: Path) -> None:
     for run in planned:
         print(shlex.join(torchrun_command(job, run.folder.config, run.resources, head="HEAD")))
     print(f"\nspec: {plan.spec_path}\ncluster: slurm/{plan.cluster_name}.yaml")
-    print(f"GPUs asked for, all runs at once: {plan.total_gpus}")
+    print(f"{len(planned)} runs of {plan.total_ranks} ranks in all, {plan.cluster.max_parallel} at a time")
 
 
 def _submit(launch: Launch, retry_failed: bool, archives: Path) -> int:
@@ -252,9 +257,14 @@ def _status(args: argparse.Namespace) -> int:
 
 def _preserve(args: argparse.Namespace) -> int:
     from latentbridge.launch.finish import finish
+    from latentbridge.launch.status import status
 
-    print(finish(Launch(args.launch.absolute()), project_root() / "preserved_data"))
-    return 0
+    launch = Launch(args.launch.absolute())
+    unfinished = [state.name for state in status(launch) if state.phase not in ("done", "failed")]
+    print(finish(launch, project_root() / "preserved_data"))
+    if unfinished:
+        print(f"{len(unfinished)} runs have not ended; preserve again when they have", file=sys.stderr)
+    return 1 if unfinished else 0
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -283,7 +293,7 @@ def _schema(args: argparse.Namespace) -> int:
     from latentbridge.config import Origin
     from latentbridge.launch.spec import Spec, load_job_config
 
-    model = load_job_config(args.job, project_root(), Origin("schema", 1)) if args.job else Spec
+    model = load_job_config(args.job, project_root(), Origin("schema", 0)) if args.job else Spec
     print(json.dumps(model.model_json_schema(), indent=1))
     return 0
 

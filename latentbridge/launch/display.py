@@ -15,7 +15,8 @@ from latentbridge.launch.local import LocalPool
 from latentbridge.launch.plan import Plan
 from latentbridge.launch.status import RunStatus, progress
 
-console = Console(soft_wrap=True)
+# in a pipe rich takes 80 columns, which folds run names
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 COLOURS = {"done": "green", "failed": "red", "lost": "red", "running": "cyan", "stopped": "yellow"}
 # between lines of a log file that say nothing new has happened
 QUIET_S = 30
@@ -91,6 +92,7 @@ class Board:
         self.progress.update(self.overall, completed=self.total - left)
         for name in [name for name in self.bars if name not in working]:
             self.progress.remove_task(self.bars.pop(name))
+            print(f"{name}: {pool.launch.runs[name].folder.state or 'again'}", flush=True)
         lines = []
         for name, run in working.items():
             stage, done, total = progress(run.folder)
@@ -103,7 +105,7 @@ class Board:
         if pool.stopping:
             self._say(f"saving {', '.join(working)}; Ctrl-C once more kills instead")
         elif not self.is_terminal:
-            self._say(f"{self.total - left}/{self.total} runs ended; " + "; ".join(lines))
+            self._say("; ".join([f"{self.total - left}/{self.total} runs ended", *lines]))
 
     def _say(self, line: str) -> None:
         now = time.monotonic()

@@ -21,6 +21,8 @@ from latentbridge.launch.record import PLAN, Launch, PlannedRun
 from latentbridge.launch.spec import Cell, Spec, expand, find_spec, parse_settings, read_spec
 from latentbridge.rundir import RunDir, read_json, write_atomic, write_json
 
+# what a run executes
+CODE = ("latentbridge", "jobs")
 # above this size a code copy shares the file instead of doubling it; such files are replaced, never edited
 HARD_LINK_BYTES = 256 * 1024
 
@@ -60,7 +62,8 @@ class Plan:
         ]
 
     @property
-    def total_gpus(self) -> int:
+    def total_ranks(self) -> int:
+        """Ranks of all runs together."""
         return sum(r.nodes * (r.gpus_per_node or 1) for r in self.resources.values())
 
 
@@ -195,7 +198,7 @@ def refresh(launch: Launch, plan: Plan, is_active: bool) -> list[str]:
 
 def code_files(root: Path) -> list[Path]:
     """What a run may execute, relative to the root."""
-    found = [path for top in ("latentbridge", "jobs") for path in sorted((root / top).rglob("*"))]
+    found = [path for top in CODE for path in sorted((root / top).rglob("*"))]
     return [path.relative_to(root) for path in found if path.is_file() and "__pycache__" not in path.parts]
 
 
@@ -218,7 +221,7 @@ def copy_code(root: Path, target: Path) -> dict[str, Any]:
             _link_or_copy(source, copy)
         else:
             shutil.copyfile(source, copy)
-    sha, diff = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD")
+    sha, diff = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD", "--", *CODE)
     if diff:
         write_atomic(target / "uncommitted.diff", diff)
     return {"sha": sha.strip() or None, "dirty": bool(diff), "hash": code_hash(target)}

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from latentbridge.errors import RunError
+from latentbridge.errors import ConfigError
 from latentbridge.launch.cluster import Cluster, Resources
 from latentbridge.launch.spec import Retry
 from latentbridge.rundir import RunDir, read_json
@@ -39,7 +39,7 @@ class Launch:
     def plan(self) -> dict[str, Any]:
         """plan.json, whole."""
         if not (self.path / PLAN).exists():
-            raise RunError(f"{self.path}: not a launch folder (it has no {PLAN}); name one of runs/")
+            raise ConfigError(f"{self.path}: not a launch folder (it has no {PLAN}); name one of runs/")
         return dict(read_json(self.path / PLAN))
 
     @property

@@ -100,13 +100,13 @@ def read_spec(path: Path, root: Path) -> tuple[Spec, Tree]:
 
 def parse_settings(settings: list[str]) -> Tree:
     """`--set key=value` arguments as a tree that goes on top of every cell."""
-    tree = Tree({}, {(): Origin("--set", 1)})
-    for position, setting in enumerate(settings, start=1):
+    tree = _empty(Origin("--set", 0))
+    for setting in settings:
         key, separator, text = setting.partition("=")
+        origin = Origin(f"--set {setting}", 0)
         if not separator or not key:
-            raise ConfigError(f"--set {setting}: write key=value, e.g. --set train.steps=100")
-        origin = Origin("--set", position)
-        tree = tree.override(Tree({key: parse_value(text, setting)}, {(): origin, (key,): origin}))
+            raise ConfigError(f"{origin}: write key=value, e.g. --set train.steps=100")
+        tree = tree.override(Tree({key: parse_value(text, str(origin))}, {(): origin, (key,): origin}))
     return tree
 
 
@@ -161,6 +161,8 @@ def expand(spec: Spec, tree: Tree, settings: Tree, root: Path) -> list[Cell]:
             try:
                 cells.append(_cell(spec, tree, name, seed, base, override.override(settings), config_class))
             except ConfigError as error:
+                if str(error).startswith("--set"):
+                    raise  # every other cell would say the same
                 complaints.append(str(error))
                 break
     if complaints:

@@ -239,9 +239,7 @@ def squeue(form: str) -> list[str]:
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise SchedulerError(
-            f"squeue did not answer ({error}); nothing was changed, try again later"
-        ) from None
+        raise SchedulerError(f"squeue did not answer ({error}); run the same command again later") from None
     if answer.returncode != 0:
-        raise SchedulerError(f"squeue failed: {answer.stderr.strip()}; nothing was changed, try again later")
+        raise SchedulerError(f"squeue failed: {answer.stderr.strip()}; run the same command again later")
     return answer.stdout.splitlines()

@@ -198,7 +198,7 @@ class Worker:
         )
         if cause == "done":
             return EXIT_DONE
-        failed = cause in ("error", "oom", "node_fail")
+        failed = cause in ("error", "refused", "oom", "node_fail")
         if may_retry(self.folder, cause, self.launch.retry):
             if not self.on_slurm:
                 return EXIT_AGAIN

@@ -31,6 +31,7 @@ def attempts(run, *causes_and_steps):
         ("  exitcode  : -9 (pid: 7)\n" + TORCHRUN_ECHO, 1, "node_fail", "killed from outside"),
         ("LockedError: rank.lock: another\n" + TORCHRUN_ECHO, 1, "preempted", "another"),
         ("warning: out of memory, retrying\nKeyError: 1\n", 1, "error", "KeyError: 1"),
+        ("ConfigError: model 'x' is no folder\n" + TORCHRUN_ECHO, 1, "refused", "no folder"),
         ("nothing of note\n", 3, "error", "exited with 3"),
     ],
 )
@@ -68,6 +69,10 @@ def test_a_run_that_makes_no_progress_over_three_attempts_is_given_up(tmp_path):
     attempts(run, ("preempted", 10), ("preempted", 20), ("timeout", 20), ("preempted", 20), ("preempted", 20))
 
     assert not may_retry(run, "preempted", Retry())
+
+
+def test_what_a_config_asks_in_vain_is_not_asked_twice(tmp_path):
+    assert not may_retry(RunDir(tmp_path), "refused", Retry())
 
 
 def test_a_person_who_asks_to_stop_is_obeyed(tmp_path):

@@ -49,7 +49,7 @@ def test_a_mistake_is_an_exit_code_of_2_and_makes_nothing(write_spec, project, c
 
 
 def test_a_folder_that_is_no_launch_is_refused(tmp_path, capsys):
-    assert run("status", tmp_path) == 1
+    assert run("status", tmp_path) == 2
     assert "not a launch folder" in capsys.readouterr().err
 
 

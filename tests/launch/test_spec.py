@@ -220,6 +220,10 @@ MISTAKES = {
         "name: s\njob: count\nruns:\n  ../evil: {}",
         r"spec.yaml:4: a run may not be called '../evil'",
     ),
+    "a rule broken inside a mapping that only the spec wrote": (
+        "name: s\njob: count\nruns:\n  a:\n    nowhere.at.all: 1",
+        r"spec.yaml:5: run 'a': unknown key 'nowhere'",
+    ),
     "custom tag": ("name: !!python/object:os.system s\njob: count", r"spec.yaml:1: the tag"),
 }
 
