@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -39,9 +39,6 @@ class JobConfig(Config):
 
     # which effective computation this is; run names and paths of outputs never enter a config
     seed: int = Field(1234, ge=0)
-
-    # settings that change how a run is executed, never what it computes, are kept out of its id
-    execution_only: ClassVar[frozenset[str]] = frozenset()
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -302,8 +299,7 @@ def dump(config: Config) -> dict[str, Any]:
 
 def config_id(job: str, config: JobConfig) -> str:
     """Twelve hex digits that name the effective computation: equal configs of one job, equal ids."""
-    data = {key: value for key, value in dump(config).items() if key not in config.execution_only}
-    text = json.dumps({"job": job, "config": data}, sort_keys=True, separators=(",", ":"))
+    text = json.dumps({"job": job, "config": dump(config)}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

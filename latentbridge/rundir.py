@@ -2,7 +2,7 @@
 
 RUN/
   config.yaml manifest.json             every default spelled out; ids, hashes, seeds, versions, command
-  attempts/1/ stdout.log stderr.log env.json exit.json progress.json stacks/
+  attempts/1/ stdout.log stderr.log env.json exit.json progress.json
   train.jsonl metrics.jsonl             one record a log step; one record an evaluation
   eval_samples_step_250.jsonl           one record a question
   checkpoints/{best,last}               links to complete folders, swapped in one step

@@ -1,5 +1,5 @@
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pytest
 from pydantic import Field, ValidationError
@@ -31,9 +31,7 @@ class Losses(Config):
 
 
 class Settings(JobConfig):
-    """A job with one of everything; `cores` changes speed, not results."""
-
-    execution_only: ClassVar[frozenset[str]] = frozenset({"cores"})
+    """A job with one of everything."""
 
     lr: float = 1e-3
     label: str = "x"
@@ -43,7 +41,6 @@ class Settings(JobConfig):
     losses: Losses = Losses()
     source: str = "gpt"
     target: str = "llama"
-    cores: int = 1
 
 
 @pytest.fixture
@@ -292,7 +289,6 @@ def test_the_id_is_of_the_computation_not_of_how_it_was_written(read):
 
     assert config_id("job", plain) == config_id("job", other)
     assert len(config_id("job", plain)) == 12
-    assert config_id("job", plain) == config_id("job", plain.model_copy(update={"cores": 64}))
 
 
 @pytest.mark.parametrize(

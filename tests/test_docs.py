@@ -95,3 +95,19 @@ def test_the_spec_of_the_readme_can_be_launched(tmp_path):
     path.write_text(block)
 
     assert len(make_plan(str(path), cluster=None, settings=[], root=ROOT).cells) == 9
+
+
+def test_the_numbers_of_the_readmes_curve_are_those_of_the_archive():
+    cells = read_json(ROOT / "preserved_data" / "demo_gpu_20261122_121246" / "summary.json")["cells"]
+    metrics = {cell["cell"]: cell["metrics"] for cell in cells}
+    columns = ["forward", "forward_no_fixes", "reverse", "reverse_no_fixes"]
+    rows = re.findall(r"^\| (1|2|4|8|16) \| (.*) \|$", README, re.MULTILINE)
+
+    assert [tokens for tokens, _ in rows] == ["1", "2", "4", "8", "16"]
+    for tokens, row in rows:
+        of = {column: metrics[f"{column}_soft_tokens={tokens}"] for column in columns}
+        found = [of[column]["bridged_accuracy"]["value"] for column in columns]
+        found += [
+            of["forward"][f"{control}_accuracy"]["value"] for control in ("shuffled_source", "cut_text")
+        ]
+        assert [float(cell.split()[0]) for cell in row.split(" | ")] == [round(value, 3) for value in found]

@@ -23,7 +23,7 @@ WORKING = ("pending", "running", "unknown")
 
 
 def finish(launch: Launch, archives: Path) -> Path:
-    """Summarise and preserve a launch whose runs have all ended; returns the verified archive."""
+    """Summarise and preserve a launch; returns the archive, which the index beside it has verified."""
     from latentbridge.audit.ablations import summarize
     from latentbridge.launch.preserve import preserve, write_index
 

@@ -31,12 +31,10 @@ ANSWER_PATIENCE_S = 30
 
 def group_runs(runs: list[PlannedRun]) -> list[list[PlannedRun]]:
     """Runs that one array can hold: same request, same needs; those needed come before those in need."""
-    depth: dict[str, int] = {}
-    for run in runs:  # specs list runs in any order, so settle the depth of needs first
-        depth[run.name] = _depth(run, {r.name: r for r in runs})
+    by_name = {run.name: run for run in runs}
 
     def key(run: PlannedRun) -> tuple[Any, ...]:
-        return depth[run.name], run.needs, run.resources.model_dump_json()
+        return _depth(run, by_name), run.needs, run.resources.model_dump_json()
 
     return [list(group) for _, group in groupby(sorted(runs, key=key), key=key)]
 
@@ -74,7 +72,6 @@ def parameters(cluster: Cluster, resources: Resources, launch: Path, token: str)
         "setup": [
             *cluster.setup,
             f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}} PYTHONSAFEPATH=1",
-            *(f"export {key}={shlex.quote(value)}" for key, value in cluster.environment.items()),
         ],
         # one node's failure must end the others, which would wait for it until the time limit
         "srun_args": ["--kill-on-bad-exit=1"],

@@ -55,7 +55,6 @@ class Worker:
         self.folder = run.folder
         self.node = int(os.environ.get("SLURM_NODEID", "0")) if on_slurm else 0
         self.received: int | None = None
-        self.killed = False
 
     def work(self) -> int:
         """Run one attempt; returns the exit code of this task."""
@@ -121,7 +120,6 @@ class Worker:
         return None
 
     def _open_attempt(self, attempt: Path) -> None:
-        (attempt / "stacks").mkdir()
         write_json(
             attempt / "env.json",
             {
@@ -181,7 +179,6 @@ class Worker:
             if deadline is None and (attempt / NODE_FAILED).exists():
                 deadline = time.monotonic() + NODE_FAILED_GRACE_S
             if deadline is not None and time.monotonic() > deadline:
-                self.killed = True
                 os.killpg(child.pid, signal.SIGKILL)
                 deadline = math.inf
 

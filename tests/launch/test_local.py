@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from launching import steps_of, the_launch, wait_for
 
 from latentbridge.rundir import read_json
 
@@ -23,18 +22,6 @@ def command(*words):
 
 def launch(*words):
     return subprocess.run(command(*words), capture_output=True, text=True, check=False, timeout=120)
-
-
-def the_launch(project):
-    (folder,) = [path for path in (project / "runs").iterdir() if not path.name.startswith(".")]
-    return folder
-
-
-def wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def counted(project):
@@ -134,8 +121,7 @@ def test_after_kill_9_the_same_command_finishes_every_run_exactly_once(victim, w
 
     folder = the_launch(project)
     for run in ("a-s1", "a-s2"):
-        steps = [json.loads(line)["step"] for line in (folder / run / "train.jsonl").read_text().splitlines()]
-        assert steps == list(range(1, 41)), "a step was done twice or lost"
+        assert steps_of(folder / run) == list(range(1, 41)), "a step was done twice or lost"
         assert (folder / run / "DONE").exists()
     wait_for(lambda: not processes_of(project), 20)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from launching import steps_of, the_launch, wait_for
 
 from latentbridge.launch.preserve import verify
 from latentbridge.rundir import read_json
@@ -30,22 +29,6 @@ def slurm_project(cluster, project, monkeypatch):
 def launch(*words):
     command = [sys.executable, str(REPOSITORY / "launch.py"), *words, "--cluster", "test"]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.3)
-
-
-def the_launch(project):
-    (folder,) = [path for path in (project / "runs").iterdir() if not path.name.startswith(".")]
-    return folder
-
-
-def steps_of(run):
-    return [json.loads(line)["step"] for line in (run / "train.jsonl").read_text().splitlines()]
 
 
 def archives(project):

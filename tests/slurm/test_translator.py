@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from launching import the_launch, wait_for
 
 from latentbridge.launch.preserve import verify
 from latentbridge.rundir import read_json
@@ -28,18 +28,6 @@ def launch(root, monkeypatch, *words):
     monkeypatch.setenv("LATENTBRIDGE_ROOT", str(root))
     command = [sys.executable, str(REPOSITORY / "launch.py"), "demo_smoke", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
-
-
-def the_launch(root):
-    (folder,) = root.glob("runs/demo_smoke_*")
-    return folder
-
-
-def wait_for(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.5)
 
 
 def losses(run):
