@@ -6,12 +6,15 @@ torchrun --nproc_per_node 4 jobs/translator.py --config RUN/config.yaml
 from __future__ import annotations
 
 import argparse
+import atexit
 import ctypes
+import faulthandler
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +30,10 @@ ATTEMPT_VARIABLE = "LATENTBRIDGE_ATTEMPT_DIR"
 GUARDIAN_VARIABLE = "LATENTBRIDGE_GUARDIAN"
 STOP_REQUEST = "stop_requested"
 CHECKPOINTED = "checkpointed.json"
-
+# set by torchrun: which node of the job this rank is on
+NODE_VARIABLE = "GROUP_RANK"
+# a rank that gets on says so at most this often
+BEAT_EVERY_S = 2.0
 
 PR_SET_PDEATHSIG = 1
 # a predecessor that was told to stop may still be writing its last checkpoint
@@ -46,17 +52,46 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 
 
 class Run:
-    """One rank's hold on its run folder: rank 0 writes, all ranks may ask whether to stop."""
+    """One rank's hold on its run folder: rank 0 writes; all ranks beat, and may ask whether to stop."""
 
     def __init__(self, folder: RunDir, attempt: Path | None = None) -> None:
         self.folder = folder
         self.attempt = attempt
-        self.is_main = os.environ.get("RANK", "0") == "0"
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.is_main = self.rank == 0
         self._signalled = False
         self._last_progress = 0.0
+        self._last_beat = 0.0
+
+    @property
+    def backoff(self) -> int:
+        """How many times the micro-batch is to be halved, because the device ran out of memory before."""
+        return int(self.folder.read_manifest().get("backoff", 0))
+
+    def announce(self) -> None:
+        """Say in the attempt which process this rank is, and from now on where it stands on SIGQUIT."""
+        if self.attempt is None:
+            return
+        # before the beat: a rank that can be found must survive the signal
+        _dump_stacks_on_quit(self.folder.stack_file(self.attempt, self.rank))
+        path = self.folder.beat_file(self.attempt, self.rank)
+        path.parent.mkdir(exist_ok=True)
+        node = int(os.environ.get(NODE_VARIABLE, "0"))
+        write_json(path, {"pid": os.getpid(), "node": node, "rank": self.rank})
+
+    def beat(self) -> None:
+        """Say that this rank gets on; costs nothing when called often."""
+        now = time.monotonic()
+        if self.attempt is None or now - self._last_beat < BEAT_EVERY_S:
+            return
+        self._last_beat = now
+        # a disk that stumbles is no reason to end a training
+        with suppress(OSError):
+            os.utime(self.folder.beat_file(self.attempt, self.rank))
 
     def log(self, record: dict[str, Any]) -> None:
         """Add one record to train.jsonl (rank 0)."""
+        self.beat()
         if self.is_main:
             append_jsonl(self.folder.train_log, record)
 
@@ -72,14 +107,15 @@ class Run:
             keep_records(self.folder.metrics_log, lambda record: record["step"] <= step)
 
     def progress(self, stage: str, done: int, total: int) -> None:
-        """Say how far a stage is; watchers read it, at most five times a second (rank 0)."""
+        """Say how far a stage is; watchers read it, at most five times a second (rank 0). All ranks beat."""
+        self.beat()
         now = time.monotonic()
         if not self.is_main or (done < total and now - self._last_progress < 0.2):
             return
         self._last_progress = now
         if self.attempt is not None:
             write_json(
-                self.attempt / "progress.json",
+                self.folder.progress_file(self.attempt),
                 {"stage": stage, "done": done, "total": total, "at": time.time()},
             )
         elif sys.stderr.isatty():
@@ -130,6 +166,21 @@ class Run:
             signal.signal(number, request)
 
 
+def _dump_stacks_on_quit(path: Path) -> None:
+    """On SIGQUIT add the stack of every thread to a file, even while the main one waits in C, and go on."""
+    path.parent.mkdir(exist_ok=True)
+    # the handler cannot open files, so it is open from the start
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    faulthandler.register(signal.SIGQUIT, file, all_threads=True)
+    atexit.register(_remove_if_empty, path)
+
+
+def _remove_if_empty(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        if path.stat().st_size == 0:
+            path.unlink()
+
+
 def main(
     config_class: type[JobConfigT],
     train: Callable[[JobConfigT, Run], dict[str, Any] | None],
@@ -158,6 +209,7 @@ def main(
             return
         if attempt:
             die_with_parent()  # torchrun's death must be ours
+        run.announce()
         run.listen()
         run.lock()
         if run.is_main and not attempt:

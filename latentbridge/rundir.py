@@ -3,6 +3,8 @@
 RUN/
   config.yaml manifest.json             every default spelled out; ids, hashes, seeds, versions, command
   attempts/1/ stdout.log stderr.log env.json exit.json progress.json
+  attempts/1/beats/rank_0               which process a rank is; touched for as long as it gets on
+  attempts/1/stacks/rank_0.txt          where each of its threads stood, every time it was sent SIGQUIT
   train.jsonl metrics.jsonl             one record a log step; one record an evaluation
   eval_samples_step_250.jsonl           one record a question
   checkpoints/{best,last}               links to complete folders, swapped in one step
@@ -20,12 +22,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, NamedTuple
 
 from latentbridge.errors import LockedError, RunError
 
 State = Literal["DONE", "FAILED", "STOPPED"]
 STATES: tuple[State, ...] = ("DONE", "FAILED", "STOPPED")
+# a record of train.jsonl takes about 300 bytes
+TAIL_BYTES = 4096
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -91,6 +95,28 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
                     raise RunError(f"{path}:{number}: not a JSON record; the file was damaged") from None
 
 
+def last_record(path: Path) -> dict[str, Any] | None:
+    """The last whole record of a file of our own, at a cost that does not grow with the file; None: none."""
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        end, length = file.seek(0, os.SEEK_END), TAIL_BYTES
+        while True:
+            start = max(0, end - length)
+            file.seek(start)
+            pieces = file.read(end - start).split(b"\n")
+            # what follows the last line break is torn, or empty; what precedes the first may be cut by us
+            if whole := pieces[0 if start == 0 else 1 : -1]:
+                break
+            if start == 0:
+                return None
+            length *= 8
+    try:
+        return dict(json.loads(whole[-1]))
+    except ValueError:
+        raise RunError(f"{path}: its last line is not a JSON record; the file was damaged") from None
+
+
 def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
     """Rewrite a JSONL file atomically with only the records that `keep` accepts."""
     if path.exists():
@@ -122,6 +148,15 @@ def hold_lock(path: Path, patience_s: float) -> IO[bytes]:
         return file
 
 
+class Beat(NamedTuple):
+    """A rank's sign of life: its process, the node of its job (0, 1, ...), and the age of the sign."""
+
+    rank: int
+    pid: int
+    node: int
+    age_s: float
+
+
 @dataclass(frozen=True)
 class RunDir:
     """One run's folder; nothing else knows its file names."""
@@ -140,6 +175,14 @@ class RunDir:
     def manifest(self) -> Path:
         return self.path / "manifest.json"
 
+    def read_manifest(self) -> dict[str, Any]:
+        """What manifest.json holds; empty where there is none, as in a folder made by hand."""
+        return dict(read_json(self.manifest)) if self.manifest.exists() else {}
+
+    def write_manifest(self, record: dict[str, Any]) -> None:
+        """Replace manifest.json."""
+        write_json(self.manifest, record)
+
     @property
     def train_log(self) -> Path:
         return self.path / "train.jsonl"
@@ -147,6 +190,11 @@ class RunDir:
     @property
     def metrics_log(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    def last_step(self) -> int:
+        """The last update that train.jsonl tells of; 0 before the first."""
+        record = last_record(self.train_log)
+        return int(record["step"]) if record else 0
 
     @property
     def checkpoints(self) -> Path:
@@ -200,6 +248,45 @@ class RunDir:
                 number += 1
                 continue
             return folder
+
+    @staticmethod
+    def progress_file(attempt: Path) -> Path:
+        """What rank 0 last said it was doing: stage, done, total, at."""
+        return attempt / "progress.json"
+
+    def read_progress(self) -> dict[str, Any]:
+        """What the latest attempt last said it was doing; empty where it has said nothing yet."""
+        attempts = self.list_attempts()
+        if not attempts or not self.progress_file(attempts[-1]).exists():
+            return {}
+        return dict(read_json(self.progress_file(attempts[-1])))
+
+    @staticmethod
+    def beat_file(attempt: Path, rank: int) -> Path:
+        """Touched by a rank for as long as it gets on."""
+        return attempt / "beats" / f"rank_{rank}"
+
+    @staticmethod
+    def stack_file(attempt: Path, rank: int) -> Path:
+        """Where a rank's threads stood, every time that it was sent SIGQUIT."""
+        return attempt / "stacks" / f"rank_{rank}.txt"
+
+    def beats(self, attempt: Path) -> list[Beat]:
+        """Every rank that has started, in rank order."""
+        now, found = time.time(), []
+        for path in self.beat_file(attempt, 0).parent.glob("rank_*"):
+            record = read_json(path)
+            age_s = max(0.0, now - path.stat().st_mtime)
+            found.append(Beat(record["rank"], record["pid"], record["node"], age_s))
+        return sorted(found)
+
+    def newest_beat(self, attempt: Path) -> float | None:
+        """When any rank last got on, by the clock of the disk; None before the first has started.
+
+        That clock may differ from this host's: whether the time has changed says more than how old it is.
+        """
+        beats = self.beat_file(attempt, 0).parent.glob("rank_*")
+        return max((path.stat().st_mtime for path in beats), default=None)
 
     @property
     def state(self) -> State | None:

@@ -13,6 +13,7 @@ from latentbridge.rundir import (
     append_jsonl,
     hold_lock,
     keep_records,
+    last_record,
     read_json,
     read_jsonl,
     write_atomic,
@@ -119,6 +120,43 @@ def test_a_number_that_json_cannot_hold_is_refused_before_anything_is_written(tm
     assert not (tmp_path / "x.jsonl").exists()
 
 
+@pytest.mark.parametrize("size", [1, 300, 5_000, 70_000])
+@pytest.mark.parametrize("torn", ["", '{"st', '{"step": 99, "text": "' + "y" * 9_000])
+def test_the_last_record_is_the_last_whole_one_however_long_lines_are(tmp_path, size, torn):
+    path = tmp_path / "train.jsonl"
+    for step in (1, 2, 3):
+        append_jsonl(path, {"step": step, "text": "x" * size})
+    with open(path, "a") as file:
+        file.write(torn)
+
+    assert last_record(path)["step"] == 3
+
+
+@pytest.mark.parametrize("content", ["", '{"step": 1', '{"step": 1, "text": "' + "y" * 9_000])
+def test_without_a_whole_record_there_is_no_last_one(run, content):
+    assert run.last_step() == 0
+    run.train_log.write_text(content)
+
+    assert run.last_step() == 0
+
+
+def test_a_damaged_last_record_is_named(run):
+    run.train_log.write_text('{"step": 1}\n\0\0\0\n')
+
+    with pytest.raises(RunError, match=r"train\.jsonl: its last line is not a JSON record"):
+        run.last_step()
+
+
+def test_the_last_step_is_read_from_the_end_of_the_file(run, monkeypatch):
+    for step in range(1, 2001):
+        append_jsonl(run.train_log, {"step": step, "loss": 0.5})
+    read, loads = [], json.loads
+    monkeypatch.setattr("latentbridge.rundir.json.loads", lambda line: read.append(line) or loads(line))
+
+    assert run.last_step() == 2000
+    assert len(read) == 1
+
+
 def test_keep_records_drops_what_is_refused_and_a_torn_line(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
@@ -153,6 +191,40 @@ def test_two_callers_never_get_the_same_attempt(run):
         thread.join()
 
     assert sorted(map(int, made)) == list(range(1, 17))
+
+
+def test_a_manifest_is_replaced_and_a_folder_made_by_hand_has_none(run):
+    assert run.read_manifest() == {}
+    run.write_manifest({"name": "a", "backoff": 1})
+
+    assert run.read_manifest() == {"name": "a", "backoff": 1}
+
+
+def test_progress_is_that_of_the_latest_attempt(run):
+    assert run.read_progress() == {}
+    write_json(run.progress_file(run.new_attempt()), {"stage": "training", "done": 3, "total": 7})
+    assert run.read_progress()["done"] == 3
+    run.new_attempt()
+
+    assert run.read_progress() == {}
+
+
+def test_beats_tell_every_rank_its_process_and_its_age(run):
+    attempt, now = run.new_attempt(), time.time()
+    assert (run.beats(attempt), run.newest_beat(attempt)) == ([], None)
+    for rank, pid, age_s in ((10, 700, 40), (9, 600, 90), (2, 500, 65), (0, 900, 50), (7, 800, 70)):
+        path = run.beat_file(attempt, rank)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {"pid": pid, "node": rank // 8, "rank": rank})
+        os.utime(path, (now - age_s, now - age_s))
+
+    beats = run.beats(attempt)
+
+    assert [beat[:3] for beat in beats] == [
+        (0, 900, 0), (2, 500, 0), (7, 800, 0), (9, 600, 1), (10, 700, 1),
+    ]  # fmt: skip
+    assert [beat.age_s for beat in beats] == pytest.approx([50, 65, 70, 90, 40], abs=5)
+    assert run.newest_beat(attempt) == pytest.approx(now - 40)
 
 
 def test_a_run_without_a_marker_has_no_state(run):

@@ -59,8 +59,8 @@ def read_run(record: dict[str, Any], launch_folder: Path) -> RunRow:
         found["cause"] = str(marker.get("cause") or marker.get("reason") or "")
         if folder.config.exists():
             found["config"] = read_yaml(folder.config, f"{folder.name}/config.yaml").values
-        if folder.manifest.exists():
-            found["warm_start"] = read_json(folder.manifest).get("warm_start")
+        manifest = folder.read_manifest()
+        found["warm_start"], found["backoff"] = manifest.get("warm_start"), manifest.get("backoff", 0)
         for evaluation in read_jsonl(folder.metrics_log):
             found["label"] = str(evaluation["label"])
             found["metrics"] = {k: Metric.from_record(v) for k, v in evaluation["metrics"].items()}

@@ -26,6 +26,8 @@ class RunRow:
     metrics: dict[str, Metric] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     warm_start: str | None = None
+    # how many times the micro-batch was halved after out-of-memory
+    backoff: int = 0
 
     @property
     def flag(self) -> str | None:
@@ -45,6 +47,17 @@ class RunRow:
                     f"CLAIM FLAGGED: {self.name}: {CLAIM} {claim} does not clear {name} {control.value:.3f}"
                 )
         return None
+
+    @property
+    def changed(self) -> str | None:
+        """How the run's training differs from its config, in words; None: it does not."""
+        if not self.backoff:
+            return None
+        times = "once" if self.backoff == 1 else f"{self.backoff} times"
+        return (
+            f"MICRO-BATCH HALVED: {self.name}: {times} after out-of-memory; updates are of as many samples, "
+            "but losses that span a forward (InfoNCE, means over tokens) spanned fewer"
+        )
 
     def lacks(self, metric: str) -> str | None:
         """Why this run has no final value of `metric`, or None if it has one."""
@@ -118,8 +131,8 @@ class Summary:
 
     @property
     def flags(self) -> list[str]:
-        """Every claim that does not stand, in words."""
-        return [run.flag for run in self.runs if run.flag]
+        """Every claim that does not stand, and every run that differs from its config, in words."""
+        return [text for run in self.runs for text in (run.flag, run.changed) if text]
 
     def as_record(self) -> dict[str, Any]:
         """Plain data for summary.json."""
@@ -149,6 +162,7 @@ class Summary:
                     "cause": run.cause,
                     "label": run.label,
                     "warm_start": run.warm_start,
+                    "backoff": run.backoff,
                     "flag": run.flag,
                     "metrics": _records(run.metrics),
                 }

@@ -197,7 +197,7 @@ def _brief(metric: Metric, interval: bool) -> str:
 
 
 def _notes(summary: Summary) -> list[str]:
-    """Flagged claims, and the reason of every void; a reason that many metrics share is told once."""
+    """Flags of runs, and the reason of every void; a reason that many metrics share is told once."""
     notes = summary.flags
     for cell in summary.cells:
         notes += _void_notes(cell)

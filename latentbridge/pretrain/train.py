@@ -24,7 +24,7 @@ from latentbridge.pretrain.model import build_model
 from latentbridge.rundir import write_json
 from latentbridge.train import distributed
 from latentbridge.train.checkpoint import load_weights
-from latentbridge.train.loop import LossTerm, fit
+from latentbridge.train.loop import LossTerm, begin, fit
 
 _ENCODE_AT_ONCE = 20_000
 
@@ -42,8 +42,8 @@ class Batch:
 class Pretraining:
     """The workload: `<bos>` question, newline, `A: `, worked solution, `<eos>`."""
 
-    def __init__(self, config: PretrainConfig) -> None:
-        self.config = config
+    def __init__(self, config: PretrainConfig, run: Run) -> None:
+        self.config, self._run = config, run
         self.device = distributed.device()
         self.tokenizer = build_tokenizer(config.model.tokenizer)
         torch.manual_seed(config.seed)
@@ -107,11 +107,11 @@ class Pretraining:
     def evaluate(self, model: nn.Module, step: int, label: str) -> dict[str, Metric]:
         """accuracy: exact match of greedy answers;  answer_nll: nats per answer token."""
         lm = FrozenLM(getattr(model, "module", model), self.tokenizer)
-        return score(lm, self.config)
+        return score(lm, self.config, self._run)
 
 
 @torch.no_grad()
-def score(lm: FrozenLM, config: PretrainConfig) -> dict[str, Metric]:
+def score(lm: FrozenLM, config: PretrainConfig, run: Run) -> dict[str, Metric]:
     """Metrics of a language model on the held-out problems, by all ranks together."""
     problems = distributed.shard(load_problems(config.problems, "eval"))
     results: list[tuple[bool, float, int]] = []
@@ -125,6 +125,7 @@ def score(lm: FrozenLM, config: PretrainConfig) -> dict[str, Metric]:
         right = [answers_match(extract_answer(r), p.gold) for r, p in zip(replies, some, strict=True)]
         nll, count = answer_nll(lm, lm.embed(ids), mask, *answers)
         results += zip(right, nll.tolist(), count.tolist(), strict=True)
+        run.progress("evaluation", len(results), len(problems))
     results = distributed.gather_in_order(results)
     return {
         "accuracy": proportion(sum(right for right, _, _ in results), len(results)),
@@ -134,8 +135,8 @@ def score(lm: FrozenLM, config: PretrainConfig) -> dict[str, Metric]:
 
 def train(config: PretrainConfig, run: Run) -> dict[str, Any] | None:
     """Train, then write the best weights as a folder that `from_pretrained` loads: RUN/export."""
-    distributed.init()
-    workload = Pretraining(config)
+    begin(config, run)
+    workload = Pretraining(config, run)
     summary = fit(workload, config, run)
     if summary is None:
         return None
@@ -144,7 +145,7 @@ def train(config: PretrainConfig, run: Run) -> dict[str, Any] | None:
         _write_export(workload, run.folder.checkpoints / "best" / "model.safetensors", export)
     distributed.barrier()
     # what was written is what is scored, as whoever uses it will load it
-    metrics = score(load_frozen(str(export), torch.float32, distributed.device()), config)
+    metrics = score(load_frozen(str(export), torch.float32, distributed.device()), config, run)
     scores = {name: metric.as_record() for name, metric in metrics.items()}
     if run.is_main:
         write_json(export / "provenance.json", _provenance(config, workload.model, summary, scores))

@@ -41,7 +41,8 @@ class TrainConfig(Config):
     # samples per update over all ranks
     batch_size: int = Field(gt=0)
     # samples per rank and forward; None: batch_size / ranks, so no accumulation. Forwards count equally,
-    # so a mean over tokens is exact within one, and across ranks, but not across those of one update
+    # so a mean over tokens is exact within one, and across ranks, but not across those of one update; and
+    # a loss that compares samples (InfoNCE) compares only those of one forward, on all ranks
     micro_batch_size: int | None = Field(None, gt=0)
     log_every: int = Field(20, gt=0)
     eval_every: int = Field(250, gt=0)
@@ -62,8 +63,13 @@ class TrainConfig(Config):
             )
         return self
 
-    def micro_batches(self, world_size: int) -> tuple[int, int]:
-        """How one update is cut up on each rank: (forwards per update, samples per forward)."""
+    def micro_batches(self, world_size: int, backoff: int = 0) -> tuple[int, int]:
+        """How one update is cut up on each rank: (forwards per update, samples per forward).
+
+        backoff: how many times to halve the samples per forward. Samples per update stay as they are, and
+        updates too, to rounding, unless a loss spans the samples of a forward: InfoNCE then has fewer
+        negatives, and a mean over tokens gives every forward one vote, however long its texts are.
+        """
         per_rank, rest = divmod(self.batch_size, world_size)
         if rest:
             raise ConfigError(
@@ -76,7 +82,25 @@ class TrainConfig(Config):
                 f"train.micro_batch_size is {micro}, but each of {world_size} ranks has {per_rank} samples "
                 f"an update; make it a divisor of {per_rank}"
             )
-        return per_rank // micro, micro
+        found = backed_off(per_rank, micro, backoff)
+        if found is None:
+            raise ConfigError(
+                f"train.micro_batch_size {micro} cannot be halved {backoff} times: the micro-batch is 1 "
+                "already; a smaller model, shorter texts or a higher zero_stage would need less memory"
+            )
+        return per_rank // found, found
+
+
+def backed_off(per_rank: int, micro: int, times: int) -> int | None:
+    """Samples per forward after halving `micro` so often, each time down to a divisor of `per_rank`.
+
+    per_rank: samples per rank and update;  None: it is 1 before that, and cannot shrink any more
+    """
+    for _ in range(times):
+        if micro == 1:
+            return None
+        micro = next(size for size in range(micro // 2, 0, -1) if per_rank % size == 0)
+    return micro
 
 
 class EarlyStopConfig(Config):

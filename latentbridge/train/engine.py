@@ -24,11 +24,11 @@ class Engine(ABC):
     model: nn.Module
     module: nn.Module
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, train: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, optim: OptimConfig, train: TrainConfig, backoff: int = 0) -> None:
         """model: moved to this rank's device; every rank starts from rank 0's weights."""
         self.module = model.to(distributed.device())
         self.clip_norm = optim.clip_norm
-        self.accumulation, self.micro_batch_size = train.micro_batches(distributed.world_size())
+        self.accumulation, self.micro_batch_size = train.micro_batches(distributed.world_size(), backoff)
         groups, self.settings = parameter_groups(model, optim)
         self.optimizer = build_adamw(groups, self.settings, optim, distributed.device())
 
@@ -55,16 +55,16 @@ class Engine(ABC):
         """Read back what `save` wrote, bit for bit; all ranks together, before the first update."""
 
 
-def build_engine(model: nn.Module, optim: OptimConfig, train: TrainConfig) -> Engine:
-    """The engine that the config asks for."""
-    return (DeepSpeedEngine if train.engine == "deepspeed" else TorchEngine)(model, optim, train)
+def build_engine(model: nn.Module, optim: OptimConfig, train: TrainConfig, backoff: int = 0) -> Engine:
+    """The engine that the config asks for; backoff: how many times to halve the micro-batch."""
+    return (DeepSpeedEngine if train.engine == "deepspeed" else TorchEngine)(model, optim, train, backoff)
 
 
 class TorchEngine(Engine):
     """Plain torch with gradients averaged over ranks; in fp32 the reference for the other."""
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, train: TrainConfig) -> None:
-        super().__init__(model, optim, train)
+    def __init__(self, model: nn.Module, optim: OptimConfig, train: TrainConfig, backoff: int = 0) -> None:
+        super().__init__(model, optim, train, backoff)
         self.model = self.module
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if distributed.world_size() > 1:
@@ -122,8 +122,8 @@ def _average_over_ranks(gradients: list[Tensor]) -> None:
 class DeepSpeedEngine(Engine):
     """DeepSpeed driven natively, with our AdamW and our schedule; ZeRO stage from the config."""
 
-    def __init__(self, model: nn.Module, optim: OptimConfig, train: TrainConfig) -> None:
-        super().__init__(model, optim, train)
+    def __init__(self, model: nn.Module, optim: OptimConfig, train: TrainConfig, backoff: int = 0) -> None:
+        super().__init__(model, optim, train, backoff)
         _refuse_zero_dimensional(model)
         import deepspeed
 

@@ -71,12 +71,39 @@ class FitConfig(Protocol):
     def early_stop(self) -> EarlyStopConfig: ...
 
 
+def begin(config: FitConfig, run: Run) -> None:
+    """Join the ranks, and refuse at once what would be refused after the workload was built; safe to repeat.
+
+    ConfigError where these ranks cannot share a batch; RunError where they cannot read checkpoints/last.
+    """
+    distributed.init()
+    config.train.micro_batches(distributed.world_size(), distributed.from_rank_0(run.backoff))
+    found = distributed.from_rank_0(checkpoint.read_last(run.folder.checkpoints))
+    if found is None:
+        return
+    folder, record = found
+    if record["written_by"] != _writer(config.train):
+        raise RunError(
+            f"{folder}: written by {_spell(record['written_by'])}; this is {_spell(_writer(config.train))}. "
+            "Resume with what wrote it, or remove checkpoints/last to train from the start"
+        )
+
+
+def _writer(train: TrainConfig) -> dict[str, Any]:
+    """What must stay the same for a checkpoint to be read."""
+    writer = {"engine": train.engine, "precision": train.precision, "zero_stage": train.zero_stage}
+    if train.engine == "torch":
+        return {"engine": "torch"}
+    # ZeRO splits the optimiser over the ranks
+    return {**writer, "ranks": distributed.world_size()} if train.zero_stage > 0 else writer
+
+
 def fit(workload: Workload, config: FitConfig, run: Run) -> dict[str, Any] | None:
     """Train, evaluate and checkpoint `workload`, going on from checkpoints/last where there is one.
 
     Returns the summary of a finished run, or None when someone asked to stop and a checkpoint was taken.
     """
-    distributed.init()
+    begin(config, run)
     loop = _Loop(workload, config, run)
     summary = loop.finish() if loop.train() else None
     distributed.finish()
@@ -104,7 +131,9 @@ class _Loop:
             raise RunError(f"{run.folder.path}: the training set is empty; there is nothing to train on")
         self.workload, self.config, self.run = workload, config, run
         self.root = run.folder.checkpoints
-        self.engine = build_engine(workload.model, config.optim, config.train)
+        # rank 0's: another node may still see the manifest as it was
+        backoff = distributed.from_rank_0(run.backoff)
+        self.engine = build_engine(workload.model, config.optim, config.train, backoff)
         self.order = SampleOrder(config.seed, workload.num_examples)
         self.state = _State(evaluated=not config.train.eval_at_start)
         self.tally = Tally()
@@ -162,10 +191,10 @@ class _Loop:
             terms = self.workload.losses(engine.model, batch, step)
             loss = _weighted_sum(terms, step)
             engine.backward(loss)
-            self.tally.add(
-                step, {f"losses.{name}": term.value for name, term in terms.items()} | {"loss": loss}
-            )
+            values = {f"losses.{name}": term.value for name, term in terms.items()} | {"loss": loss}
+            self.tally.add(step, values, weight=engine.micro_batch_size)
             self.tally.count(engine.micro_batch_size, getattr(batch, "num_tokens", 0))
+            self.run.beat()
         norm = engine.update(lr_factor(config.optim, config.train.steps, step - 1))
         self.tally.add(step, {"grad_norm": torch.as_tensor(norm, device=distributed.device())})
         self.state.step = step
@@ -184,6 +213,9 @@ class _Loop:
             "grad_norm": means["grad_norm"],
             "samples_per_s": totals.samples / totals.train_s,
             "elapsed_s": self.state.train_s,
+            # a run that was out of memory goes on with others than its config says
+            "micro_batch_size": self.engine.micro_batch_size,
+            "accumulation": self.engine.accumulation,
         }
         if totals.tokens:
             record["tokens_per_s"] = totals.tokens / totals.train_s
@@ -240,19 +272,14 @@ class _Loop:
             checkpoint.rewrite_last_state(self.root, self._as_record())
             return
         self._settle()
+        self.run.beat()
         checkpoint.save_last(self.root, self.engine, self._as_record())
+        self.run.beat()
         self.saved_step = self.state.step
 
     def _as_record(self) -> dict[str, Any]:
-        return {**asdict(self.state), "tally": self.tally.as_record(), "written_by": self._writer()}
-
-    def _writer(self) -> dict[str, Any]:
-        train = self.config.train
-        writer = {"engine": train.engine, "precision": train.precision, "zero_stage": train.zero_stage}
-        if train.engine == "torch":
-            return {"engine": "torch"}
-        # ZeRO splits the optimiser over the ranks
-        return {**writer, "ranks": distributed.world_size()} if train.zero_stage > 0 else writer
+        writer = _writer(self.config.train)
+        return {**asdict(self.state), "tally": self.tally.as_record(), "written_by": writer}
 
     def _resume(self) -> None:
         found = distributed.from_rank_0(checkpoint.read_last(self.root))
@@ -261,13 +288,9 @@ class _Loop:
             self.run.forget_after(-1)
             return
         folder, record = found
-        written_by, totals = record.pop("written_by"), record.pop("tally")
-        if written_by != self._writer():
-            raise RunError(
-                f"{folder}: written by {_spell(written_by)}; this is {_spell(self._writer())}. "
-                "Resume with what wrote it, or remove checkpoints/last to train from the start"
-            )
         self.engine.load(folder)
+        totals = record.pop("tally")
+        del record["written_by"]
         self.state, self.tally = _State(**record), Tally(totals)
         self.saved_step = self.state.step
         checkpoint.tidy(self.root, self.state.best_folder)

@@ -28,7 +28,7 @@ class Totals:
     train_s: float = 0.0
 
     def means(self) -> dict[str, float]:
-        """Mean of each value over the times it was added."""
+        """Mean of each value over what it was added for."""
         return {name: total / self.counts[name] for name, total in self.sums.items()}
 
 
@@ -40,10 +40,10 @@ class _Sums:
         self.first_bad = torch.full_like(self.sums, math.inf)
         self.count = 0
 
-    def add(self, row: Tensor, step: int) -> None:
-        self.sums += row
+    def add(self, row: Tensor, step: int, weight: int) -> None:
+        self.sums.add_(row, alpha=weight)
         self.first_bad = torch.where(row.isfinite(), self.first_bad, self.first_bad.clamp(max=step))
-        self.count += 1
+        self.count += weight
 
 
 class Tally:
@@ -62,12 +62,15 @@ class Tally:
         if self._started is None:
             self._started = time.perf_counter()
 
-    def add(self, step: int, values: dict[str, Tensor]) -> None:
-        """Take the scalars of one micro-batch or update; those of one call must share a device."""
+    def add(self, step: int, values: dict[str, Tensor], weight: int = 1) -> None:
+        """Take the scalars of one micro-batch or update; those of one call must share a device.
+
+        weight: samples that they are means over; micro-batches change size when a run backs off
+        """
         row = torch.stack([value.detach().float().reshape(()) for value in values.values()])
         if tuple(values) not in self._pending:
             self._pending[tuple(values)] = _Sums(row)
-        self._pending[tuple(values)].add(row, step)
+        self._pending[tuple(values)].add(row, step, weight)
 
     def count(self, samples: int, tokens: int) -> None:
         """Count what this rank has trained on."""

@@ -112,6 +112,7 @@ class Evaluator:
         nll: dict[str, list[float]] = {}
         answers: dict[str, list[str]] = {}
         for name, read in states.items():
+            self._run.beat()
             before = target_input(self._target, bridge(*read), self.prompts.visible(indices))
             nll[name] = self._nll(before, indices)
             if answered:
@@ -156,6 +157,7 @@ class Evaluator:
         )
 
     def _cached(self, key: dict[str, Any], compute: Callable[[], list[T]]) -> list[T]:
+        self._run.beat()
         return cached_json(self._run.folder.path.parent / "cache", key, compute)
 
     def _nll(self, before: Padded, indices: range) -> list[float]:

@@ -57,7 +57,10 @@ class StoredStates:
         for chunk in distributed.shard(chunks):
             self._read(chunk)
             progress(chunk.stop, count)
-        self._rows = [row for chunk in chunks for row in self._read(chunk)]
+        self._rows: list[Tensor] = []
+        for chunk in chunks:
+            self._rows += self._read(chunk)
+            progress(chunk.stop, count)
 
     def _read(self, chunk: range) -> Sequence[Tensor]:
         key = {**self._key, "what": "source_states", "text": digest(self._prompts.take(chunk, "right"))}

@@ -13,7 +13,7 @@ from latentbridge.data.language_model import answer_logits, load_frozen
 from latentbridge.job import Run
 from latentbridge.metric import Metric
 from latentbridge.train import distributed
-from latentbridge.train.loop import LossTerm, fit
+from latentbridge.train.loop import LossTerm, begin, fit
 from latentbridge.translator.config import TranslatorConfig
 from latentbridge.translator.evaluate import Evaluator
 from latentbridge.translator.losses import info_nce_per_row, kl_per_row, masked_mean, token_nll
@@ -137,7 +137,7 @@ class Translation:
 
 def train(config: TranslatorConfig, run: Run) -> dict[str, Any] | None:
     """Train a bridge; RUN/checkpoints/best/model.safetensors is what it comes to."""
-    distributed.init()
+    begin(config, run)
     workload = Translation(config, run)
     summary = fit(workload, config, run)
     if summary is not None and workload.warm_start is not None:

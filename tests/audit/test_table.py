@@ -165,6 +165,22 @@ def test_flagged_claims_stand_in_table_and_notes(launch, metric):
     assert text.count("- CLAIM FLAGGED: prefix-s") == 3
 
 
+def test_a_run_that_backed_off_is_flagged_in_the_notes_and_in_summary_json(launch, metric):
+    for seed, backoff in ((1, None), (2, 1), (3, 2)):
+        folder = launch.run("a", seed, {"bridged_accuracy": metric(0.5)})
+        if backoff:
+            folder.write_manifest({**folder.read_manifest(), "backoff": backoff})
+
+    summary = read_launch(launch.path)
+
+    notes = " ".join(section(render(summary), "Notes"))
+    assert "MICRO-BATCH HALVED: a-s2: once after out-of-memory" in notes
+    assert "MICRO-BATCH HALVED: a-s3: 2 times after out-of-memory" in notes
+    assert "a-s1" not in notes
+    record = summary.as_record()
+    assert ([run["backoff"] for run in record["runs"]], len(record["flags"])) == ([0, 1, 2], 2)
+
+
 def test_a_launch_that_has_not_begun_can_be_shown(launch):
     launch.run("a", 1, state=None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def config_of(**changes) -> PretrainConfig:
 
 @pytest.mark.parametrize("changes", [{}, {"model": GPT2}], ids=["llama", "gpt2"])
 def test_the_loss_terms_are_the_mean_nats_of_question_and_answer_tokens(changes):
-    workload = Pretraining(config_of(**changes))
+    workload = Pretraining(config_of(**changes), Mock())
     batch = workload.load_batch([7, 0, 31])
     terms = workload.losses(workload.model, batch, step=1)
 
@@ -77,9 +78,11 @@ def test_the_loss_terms_are_the_mean_nats_of_question_and_answer_tokens(changes)
 
 
 def test_scores_do_not_depend_on_the_evaluation_batch():
-    workload = Pretraining(config_of())
+    workload = Pretraining(config_of(), Mock())
     lm = FrozenLM(workload.model.eval(), workload.tokenizer)
-    one, many = (score(lm, config_of(eval={"batch_size": size, "max_new_tokens": 9})) for size in (1, 5))
+    one, many = (
+        score(lm, config_of(eval={"batch_size": size, "max_new_tokens": 9}), Mock()) for size in (1, 5)
+    )
 
     assert one["accuracy"] == many["accuracy"]
     assert one["accuracy"].n == 6
@@ -112,7 +115,7 @@ def test_the_shipped_configs_are_valid_and_fit_in_fifteen_megabytes_together():
         config = load(PretrainConfig, path)
         small = build(PretrainConfig, Tree(yaml.safe_load(to_yaml(config)), {(): Origin(path.name, 1)}))
         small = small.model_copy(update={"problems": small.problems.model_copy(update={"train_examples": 2})})
-        sizes[path.stem] = sum(p.numel() for p in Pretraining(small).model.parameters())
+        sizes[path.stem] = sum(p.numel() for p in Pretraining(small, Mock()).model.parameters())
 
     assert sizes.keys() == {"source_gpt2", "target_llama"}
     assert 3_500_000 < sizes["target_llama"] < 4_700_000

@@ -8,7 +8,7 @@ import pytest
 
 from latentbridge.config import build, read_yaml
 from latentbridge.errors import ConfigError
-from latentbridge.train.config import OptimConfig, TrainConfig
+from latentbridge.train.config import OptimConfig, TrainConfig, backed_off
 
 
 def _train(tmp_path: Path, text: str) -> TrainConfig:
@@ -41,6 +41,27 @@ def test_a_batch_that_ranks_cannot_share_equally_is_refused() -> None:
         TrainConfig(steps=6, batch_size=12).micro_batches(world_size=5)
     with pytest.raises(ConfigError, match="divisor of 6"):
         TrainConfig(steps=6, batch_size=12, micro_batch_size=4).micro_batches(world_size=2)
+
+
+def test_backing_off_halves_the_micro_batch_and_leaves_the_batch_as_it_is() -> None:
+    cut = TrainConfig(steps=6, batch_size=24, micro_batch_size=6)
+
+    assert [cut.micro_batches(world_size=2, backoff=n) for n in (0, 1, 2)] == [(2, 6), (4, 3), (12, 1)]
+
+
+@pytest.mark.parametrize(
+    ("per_rank", "micro", "sizes"),
+    [(8, 8, [8, 4, 2, 1, None]), (10, 10, [10, 5, 2, 1, None]), (15, 5, [5, 1, None]), (7, 7, [7, 1, None])],
+)
+def test_every_back_off_really_shrinks_the_micro_batch_until_it_is_1(
+    per_rank: int, micro: int, sizes: list[int | None]
+) -> None:
+    assert [backed_off(per_rank, micro, times) for times in range(len(sizes))] == sizes
+
+
+def test_a_micro_batch_of_1_is_refused_to_back_off() -> None:
+    with pytest.raises(ConfigError, match="4 cannot be halved 3 times: the micro-batch is 1 already"):
+        TrainConfig(steps=6, batch_size=12, micro_batch_size=4).micro_batches(world_size=1, backoff=3)
 
 
 def test_betas_are_written_as_a_yaml_list(tmp_path: Path) -> None:

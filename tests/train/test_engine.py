@@ -50,6 +50,21 @@ def test_accumulating_two_micro_batches_equals_one_large_batch(
     assert torch.tensor(curve) == pytest.approx(torch.tensor(reference), rel=3e-6)
 
 
+@pytest.mark.parametrize("train", [ENGINES[0], ENGINES[2], ENGINES[4]], ids=str)
+def test_backing_off_accumulates_twice_as_often_and_trains_the_same(
+    ranks: Any, toy: Any, tmp_path: Path, reference: Any, train: dict[str, Any]
+) -> None:
+    folder = RunDir(tmp_path / "run")
+    folder.path.mkdir()
+    folder.write_manifest({"backoff": 1})
+    ranks(toy.run, folder.path, toy.make_config(**train))
+    records = list(read_jsonl(folder.train_log))
+
+    curve = [[record["loss"], record["grad_norm"]] for record in records]
+    assert torch.tensor(curve) == pytest.approx(torch.tensor(reference), rel=3e-6)
+    assert {(record["micro_batch_size"], record["accumulation"]) for record in records} == {(1, 2)}
+
+
 def test_bf16_follows_fp32_to_its_own_precision(ranks: Any, toy: Any, tmp_path: Path, reference: Any) -> None:
     curve = _curve(ranks, toy, tmp_path / "run", precision="bf16", zero_stage=1)
 

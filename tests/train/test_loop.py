@@ -40,7 +40,12 @@ def test_every_record_says_what_was_trained_on_and_how_fast(finished: Any) -> No
     # two updates of warm-up, then down to one update before 0
     assert [record["lr"] for record in records] == pytest.approx([0.025, 0.05, 0.05, 0.0375, 0.025, 0.0125])
     for record in records:
-        assert record.keys() == {*("step", "loss", "losses", "lr", "grad_norm", "samples_per_s", "elapsed_s")}
+        assert record.keys() == {
+            *("step", "loss", "losses", "lr", "grad_norm", "samples_per_s", "elapsed_s"),
+            *("micro_batch_size", "accumulation"),
+        }
+        # four samples an update on two ranks
+        assert (record["micro_batch_size"], record["accumulation"]) == (2, 1)
         terms = record["losses"]
         assert record["loss"] == pytest.approx(terms["cross_entropy"] + 0.01 * terms["size"], rel=1e-6)
     seconds = [record["elapsed_s"] for record in records]

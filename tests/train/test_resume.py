@@ -13,7 +13,7 @@ from latentbridge.job import Run
 from latentbridge.rundir import RunDir, read_json, read_jsonl
 from latentbridge.train import checkpoint
 from latentbridge.train.config import EarlyStopConfig
-from latentbridge.train.loop import fit
+from latentbridge.train.loop import begin, fit
 
 
 def _curve(folder: Path) -> list[tuple[int, float, float]]:
@@ -81,6 +81,23 @@ def test_a_run_killed_and_resumed_equals_an_uninterrupted_one_bit_for_bit(
     assert _best_weights(resumed) == _best_weights(whole)
     assert _curve(resumed) == _curve(whole)
     assert _labels(resumed) == _labels(whole) == ["3", "6", "final"]
+
+
+@pytest.mark.parametrize("train", [{"engine": "torch"}, {"zero_stage": 1}, {"zero_stage": 3}], ids=str)
+def test_a_run_that_backs_off_half_way_trains_on_as_if_it_had_not(
+    ranks: Any, toy: Any, tmp_path: Path, train: dict[str, Any]
+) -> None:
+    # one record over the change: two updates of one forward before it, and two of two after it
+    config = toy.make_config(log_every=4, eval_every=6, **train)
+    for name in ("whole", "resumed"):
+        (tmp_path / name).mkdir()
+    ranks(toy.run, tmp_path / "whole", config)
+    ranks.until_killed(toy.run, tmp_path / "resumed", config, toy.Workload(losses=_kill_at(3)), world_size=2)
+    RunDir(tmp_path / "resumed").write_manifest({"backoff": 1})
+    ranks(toy.run, tmp_path / "resumed", config)
+
+    for resumed, whole in zip(_curve(tmp_path / "resumed"), _curve(tmp_path / "whole"), strict=True):
+        assert resumed == pytest.approx(whole, rel=3e-6)
 
 
 @pytest.mark.parametrize("killed_at", ["3", "6", "final"])
@@ -207,7 +224,8 @@ def test_zero_checkpoints_of_another_number_of_ranks_are_refused_with_the_remedy
     ranks(toy.run, tmp_path, toy.make_config(zero_stage=2))
 
     def resume() -> None:
+        # before there is a workload, which can take minutes to build
         with pytest.raises(RunError, match=r"ranks 2; this is .*ranks 1\. Resume with what wrote it, or"):
-            toy.run(tmp_path, toy.make_config(zero_stage=2))
+            begin(toy.make_config(zero_stage=2), Run(RunDir(tmp_path)))
 
     ranks(resume, world_size=1)

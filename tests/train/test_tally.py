@@ -22,6 +22,16 @@ def test_means_are_over_the_times_a_value_was_there() -> None:
     assert tally.take().means() == {}
 
 
+def test_a_mean_weighs_micro_batches_by_their_samples() -> None:
+    tally = Tally()
+    tally.add(1, {"loss": torch.tensor(2.0)}, weight=6)
+    for value in (3.0, 5.0):
+        tally.add(2, {"loss": torch.tensor(value)}, weight=3)
+    tally.settle()
+
+    assert tally.take().means() == {"loss": 3.0}
+
+
 def test_totals_survive_a_checkpoint() -> None:
     tally = Tally()
     tally.count(samples=4, tokens=30)

@@ -6,6 +6,7 @@ import torch
 
 from latentbridge.data.language_model import load_frozen
 from latentbridge.errors import ConfigError, RunError
+from latentbridge.train import distributed
 from latentbridge.translator.prompts import Tokens
 from latentbridge.translator.states import LiveStates, StoredStates, model_key
 
@@ -43,6 +44,17 @@ def test_a_second_run_of_the_launch_does_not_run_the_source_again(source, tmp_pa
     monkeypatch.setattr("latentbridge.translator.states.hidden_states", Mock(side_effect=AssertionError))
 
     assert torch.equal(stored(source, tmp_path).take([3, 1]).values, first.values)
+
+
+def test_a_rank_without_a_share_of_its_own_tells_progress_too(source, tmp_path: Path, ranks):
+    def told() -> list[tuple[int, int]]:
+        distributed.init()
+        prompts, progress = Tokens(ROWS, CPU), Mock()
+        StoredStates(LiveStates(source, -1, prompts), prompts, tmp_path, {}, progress)
+        return [call.args for call in progress.call_args_list]
+
+    # one chunk, which is the second rank's; then both read it
+    assert ranks(told) == [[(4, 4)], [(4, 4), (4, 4)]]
 
 
 def test_states_of_another_layer_are_not_mistaken_for_these(source, tmp_path: Path):
