@@ -1,16 +1,20 @@
 # make demo    a real launch on this machine: install, train, evaluate, preserve, summarise
 # make test    the whole suite, real SLURM included where it can be installed (root and apt)
+# make torture kills and outages by the hundred on real SLURM, hours; its report: benchmarks/results/torture_*.md
 PYTHON ?= python3
 VENV := .venv
 READY := $(VENV)/.ready
 
-.PHONY: demo test check clean
+.PHONY: demo test torture check clean
 
 demo: $(READY)
 	$(VENV)/bin/python launch.py demo.yaml
 
 test: check
 	$(VENV)/bin/pytest -n 2 --dist loadgroup -rs
+
+torture: $(READY)
+	$(VENV)/bin/pytest tests/slurm --torture
 
 check: $(READY)
 	$(VENV)/bin/ruff check .

@@ -6,8 +6,9 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -40,6 +41,10 @@ class JobConfig(Config):
     # which effective computation this is; run names and paths of outputs never enter a config
     seed: int = Field(1234, ge=0)
 
+    def metric_names(self) -> tuple[str, ...] | None:
+        """What the final evaluation measures, so that a spec's claims are checked early; None: not known."""
+        return None
+
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
@@ -56,11 +61,18 @@ class Origin:
 
 
 class Tree:
-    """Nested settings in which every key remembers the file and line it came from."""
+    """Nested settings in which every key remembers the file and line it came from; never changed after."""
 
-    def __init__(self, values: dict[str, Any], origins: dict[Key, Origin]) -> None:
+    def __init__(
+        self, values: dict[str, Any], origins: dict[Key, Origin] | Callable[[], dict[Key, Origin]]
+    ) -> None:
         self.values = values
-        self.origins = origins
+        self._origins = origins
+
+    @cached_property
+    def origins(self) -> dict[Key, Origin]:
+        """Where each key was written, oldest first; of a merged tree worked out when somebody asks."""
+        return self._origins() if callable(self._origins) else self._origins
 
     def origin(self, key: Key) -> Origin:
         """Where `key` was written, else what is inside it, else the nearest key around it."""
@@ -73,17 +85,31 @@ class Tree:
                 return inside[-1]
         raise KeyError(key)
 
+    @cached_property
+    def _origins_below(self) -> dict[str | int, dict[Key, Origin]]:
+        """Origins by top-level key, as the branch under that key has them."""
+        below: dict[str | int, dict[Key, Origin]] = {}
+        for key, origin in self.origins.items():
+            if key:
+                below.setdefault(key[0], {})[key[1:]] = origin
+        return below
+
     def branch(self, key: str) -> Tree:
         """The mapping under one top-level key, as a tree of its own (empty where absent)."""
         values = self.values.get(key) or {}
         if not isinstance(values, dict):
             raise ConfigError(f"{self.origin((key,))}: '{key}' is {describe(values)}; it must be a mapping")
-        origins = {path[1:]: origin for path, origin in self.origins.items() if path[:1] == (key,)}
+        origins = self._origins_below.get(key)
         return Tree(values, origins or {(): self.origin(())})
+
+    def without(self, *keys: str) -> Tree:
+        """A new tree that lacks these top-level keys."""
+        values = {key: value for key, value in self.values.items() if key not in keys}
+        return Tree(values, {key: origin for key, origin in self.origins.items() if not {*key[:1]} & {*keys}})
 
     def override(self, other: Tree) -> Tree:
         """A new tree with `other` on top: mappings merge, all else replaces; `a.b: 1` reaches into `a`."""
-        result = Tree(_copy(self.values), dict(self.origins))
+        values = dict(self.values)
         written: dict[tuple[str, ...], Key] = {}
         for path, value, source in _leaves(other.values, (), ()):
             if path in written:
@@ -92,33 +118,25 @@ class Tree:
                     f"{other.origin(written[path])}, written another way; keep one of them"
                 )
             written[path] = source
-            result._put(path, value, other, source)
-        return result
+            node = _way_down(values, path, other, source)
+            # an empty mapping changes nothing in a mapping
+            if value != {} or not isinstance(node.get(path[-1]), dict):
+                node[path[-1]] = value
+        return Tree(values, lambda: self._origins_under(other, written))
 
-    def _put(self, path: tuple[str, ...], value: Any, other: Tree, source: Key) -> None:
-        node = self.values
-        for depth, key in enumerate(path[:-1], start=1):
-            below = node.setdefault(key, {})
-            if below is None:  # `early_stop: null` in a base, `early_stop.patience: 3` in a run
-                below = node[key] = {}
-            if not isinstance(below, dict):
-                raise ConfigError(
-                    f"{other.origin(source)}: '{'.'.join(path)}' reaches into '{'.'.join(path[:depth])}', "
-                    f"which is {describe(below)}, not a mapping"
-                )
-            node = below
-        if value == {} and isinstance(node.get(path[-1]), dict):
-            return  # an empty mapping changes nothing in a mapping
-        node[path[-1]] = _copy(value)
-        for old in [known for known in self.origins if known[: len(path)] == path]:
-            del self.origins[old]
-        for known, origin in other.origins.items():
-            if known[: len(source)] == source:
-                self.origins[(*path, *known[len(source) :])] = origin
+    def _origins_under(self, other: Tree, written: dict[tuple[str, ...], Key]) -> dict[Key, Origin]:
+        """This tree's origins with those of `other` on top; written: its keys by where they lead."""
+        origins = dict(self.origins)
+        for path, source in written.items():
+            for known in [known for known in origins if known[: len(path)] == path]:
+                del origins[known]
+            for known, origin in other.origins.items():
+                if known[: len(source)] == source:
+                    origins[(*path, *known[len(source) :])] = origin
+        return origins
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its dotted key."""
-
         return {".".join(path): value for path, value, _ in _leaves(self.values, (), ())}
 
     def swap(self, first: str, second: str, origin: Origin) -> Tree:
@@ -126,12 +144,29 @@ class Tree:
         for key in (first, second):
             if key not in self.values:
                 raise ConfigError(
-                    f"{origin}: swap names '{key}', which is not set; set: {', '.join(self.values)}"
+                    f"{origin}: swap names '{key}', which is not set; "
+                    f"{did_you_mean(key, tuple(self.values))}Set: {', '.join(self.values) or 'nothing'}"
                 )
         rename = {first: second, second: first}
-        values = {rename.get(key, key): value for key, value in _copy(self.values).items()}
+        values = {rename.get(key, key): value for key, value in self.values.items()}
         origins = {(rename.get(str(k[0]), k[0]), *k[1:]) if k else k: o for k, o in self.origins.items()}
         return Tree(values, origins)
+
+
+def _way_down(values: dict[str, Any], path: tuple[str, ...], other: Tree, source: Key) -> dict[str, Any]:
+    """The mapping that holds the last key of `path`; trees share what they do not change, so it is a copy."""
+    for depth, key in enumerate(path[:-1], start=1):
+        below = values.get(key)
+        if below is None:  # absent, or `early_stop: null` in a base and `early_stop.patience: 3` in a run
+            below = {}
+        if not isinstance(below, dict):
+            raise ConfigError(
+                f"{other.origin(source)}: '{'.'.join(path)}' reaches into '{'.'.join(path[:depth])}', "
+                f"which is {describe(below)}, not a mapping"
+            )
+        values[key] = dict(below)
+        values = values[key]
+    return values
 
 
 def _leaves(
@@ -144,12 +179,6 @@ def _leaves(
             yield from _leaves(value, inner_path, inner_source)
         else:
             yield inner_path, value, inner_source
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(inner) for key, inner in value.items()}
-    return [_copy(inner) for inner in value] if isinstance(value, list) else value
 
 
 def describe(value: Any) -> str:
@@ -178,7 +207,8 @@ def read_yaml(path: Path, shown_as: str | None = None) -> Tree:
         node = yaml.compose(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ConfigError(f"{name}:{line}: not valid YAML: {error.problem or error.context}") from None
+        begun = f" {error.context} from line {error.context_mark.line + 1} on" if error.context_mark else ""
+        raise ConfigError(f"{name}:{line}: not valid YAML: {error.problem or error.context}{begun}") from None
     except yaml.YAMLError as error:  # a character that no YAML file may hold; there is no mark then
         raise ConfigError(f"{name}: not valid YAML: {' '.join(str(error).split())}") from None
     origins: dict[Key, Origin] = {(): Origin(name, 1)}
@@ -239,39 +269,103 @@ def parse_value(text: str, shown_as: str) -> Any:
     return None if node is None else _construct(node, (), shown_as, {})
 
 
+@dataclass(frozen=True)
+class Complaint:
+    """One rule that settings break: where they were written, what was found, the rule, the remedy."""
+
+    origin: Origin
+    text: str
+    key: Key = ()
+
+
+def check(config_class: type[ConfigT], tree: Tree) -> tuple[ConfigT | None, list[Complaint]]:
+    """The validated settings, or None and every complaint about them."""
+    try:
+        return config_class.model_validate(tree.values), []
+    except ValidationError as error:
+        return None, [_complaint(config_class, tree, item) for item in error.errors()]
+
+
 def build(config_class: type[ConfigT], tree: Tree, where: str = "") -> ConfigT:
     """Validate a tree; every complaint of one pass is raised together as one ConfigError.
 
     where: what is being built, for the message, e.g. "run '2a'"
     """
-    try:
-        return config_class.model_validate(tree.values)
-    except ValidationError as error:
-        lines = [_complaint(config_class, tree, item, where) for item in error.errors()]
-        raise ConfigError("\n".join(lines)) from None
+    config, complaints = check(config_class, tree)
+    if config is None:
+        prefix = f"{where}: " if where else ""
+        raise ConfigError("\n".join(f"{c.origin}: {prefix}{c.text}" for c in complaints))
+    return config
 
 
-def _complaint(config_class: type[Config], tree: Tree, item: Any, where: str) -> str:
+def _complaint(config_class: type[Config], tree: Tree, item: Any) -> Complaint:
     key: Key = tuple(item["loc"])
     dotted = ".".join(str(part) for part in key)
-    prefix = f"{tree.origin(key)}: " + (f"{where}: " if where else "")
+    origin = tree.origin(key)
     if item["type"] == "extra_forbidden":
-        known = _known_names(config_class, key[:-1])
-        near = difflib.get_close_matches(str(key[-1]), known, n=1)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"{prefix}unknown key '{dotted}'; {hint}Known here: {', '.join(known)}"
-    if item["type"] == "missing":
-        return f"{prefix}'{dotted}' is missing; it has no default, so set it"
-    if item["type"] == "value_error":
-        subject = f"{dotted}: " if dotted else ""
-        return f"{prefix}{subject}{item['ctx']['error']}"
-    rule = item["msg"][0].lower() + item["msg"][1:]
-    return f"{prefix}'{dotted}' is {describe(item['input'])}; {rule}{_remedy(item)}"
+        known = tuple(_class_at(config_class, key[:-1]).model_fields)
+        hint = did_you_mean(str(key[-1]), known)
+        text = f"unknown key '{dotted}'; {hint}Known here: {', '.join(known)}"
+    elif item["type"] == "missing":
+        meaning = _class_at(config_class, key[:-1]).model_fields[str(key[-1])].description
+        text = f"'{dotted}' is missing; it has no default, so set it" + (f": {meaning}" if meaning else "")
+    elif item["type"] == "value_error":
+        text = (f"{dotted}: " if dotted else "") + str(item["ctx"]["error"])
+        origin = _newest_mentioned(tree, key, text) or origin
+    else:
+        rule = _RULES.get(item["type"]) or item["msg"][0].lower() + item["msg"][1:]
+        text = f"'{dotted}' is {describe(item['input'])}; {rule}{_remedy(item)}"
+    return Complaint(origin, text, key)
+
+
+# where pydantic's own words are a programmer's
+_RULES = {
+    "dict_type": "it must be a mapping, e.g. {} or {key: value}",
+    "model_type": "it must be a mapping, e.g. {} or {key: value}",
+    "list_type": "it must be a list, in brackets",
+}
+
+
+def _newest_mentioned(tree: Tree, key: Key, text: str) -> Origin | None:
+    """Where the latest of the settings inside `key` that a rule names was written.
+
+    A rule over several settings is broken by whoever wrote last, which is seldom the base.
+    """
+    found = None
+    for known, origin in tree.origins.items():
+        inner = ".".join(str(part) for part in known[len(key) :])
+        if (
+            inner
+            and known[: len(key)] == key
+            and isinstance(known[-1], str)
+            and re.search(rf"(?<![\w.]){re.escape(inner)}(?![\w.])", text)
+        ):
+            found = origin
+    return found
+
+
+@cache
+def did_you_mean(word: str, known: tuple[str, ...]) -> str:
+    """`did you mean 'x'? `, to stand before a list of what is known; empty where nothing is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean '{near[0]}'? " if near else ""
+
+
+def listed(names: Iterable[str], most: int = 12) -> str:
+    """Names behind commas; of many the first, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _remedy(item: Any) -> str:
     value = item["input"]
-    if not isinstance(value, str) or item["type"] not in ("int_type", "float_type", "bool_type"):
+    if not isinstance(value, str):
+        return ""
+    if item["type"] == "literal_error":
+        known = tuple(re.findall(r"'([^']*)'", item["ctx"]["expected"]))
+        return f"; {did_you_mean(value, known)}".rstrip("; ")
+    if item["type"] not in ("int_type", "float_type", "bool_type"):
         return ""
     plain = parse_scalar(value)
     if isinstance(plain, bool | int | float):
@@ -279,8 +373,8 @@ def _remedy(item: Any) -> str:
     return "; YAML 1.2 knows true and false only" if item["type"] == "bool_type" else ""
 
 
-def _known_names(config_class: type[BaseModel], key: Key) -> list[str]:
-    """Names of the fields of the settings class that sits at `key`."""
+def _class_at(config_class: type[BaseModel], key: Key) -> type[BaseModel]:
+    """The settings class that sits at `key`."""
     for part in key:
         field = config_class.model_fields.get(str(part))
         if field is None:
@@ -289,7 +383,7 @@ def _known_names(config_class: type[BaseModel], key: Key) -> list[str]:
         inner = [c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)]
         if inner:
             config_class = inner[0]
-    return list(config_class.model_fields)
+    return config_class
 
 
 def dump(config: Config) -> dict[str, Any]:
@@ -297,15 +391,17 @@ def dump(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def config_id(job: str, config: JobConfig) -> str:
-    """Twelve hex digits that name the effective computation: equal configs of one job, equal ids."""
-    text = json.dumps({"job": job, "config": dump(config)}, sort_keys=True, separators=(",", ":"))
+def config_id(job: str, settings: JobConfig | dict[str, Any]) -> str:
+    """Twelve hex digits that name the effective computation: equal settings of one job, equal ids."""
+    plain = settings if isinstance(settings, dict) else dump(settings)
+    text = json.dumps({"job": job, "config": plain}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def to_yaml(config: Config) -> str:
-    """The text of a config file that reads back as the same config."""
-    return yaml.dump(dump(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+def to_yaml(settings: Config | dict[str, Any]) -> str:
+    """The text of a config file that reads back as the same settings."""
+    plain = settings if isinstance(settings, dict) else dump(settings)
+    return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -38,6 +38,14 @@ class Cluster(Config):
     qos: str | None = None
     constraint: str | None = None
     exclude: str | None = None
+    # how long a node that failed a run or its health check is avoided
+    exclude_hours: float = Field(24, ge=0)
+    # shell lines that every node must pass before an attempt begins
+    health_check: list[str] = []
+    # interpreter on the nodes; None: the one that launches
+    python: str | None = None
+    # jobs and array tasks of this user in the queue at once; None: what accounting says
+    submit_limit: int | None = Field(None, ge=1)
     # seconds before the time limit at which a run saves and requeues itself
     signal_delay_s: int = Field(120, ge=15)
     environment: dict[str, str] = {}

@@ -4,55 +4,135 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich import box
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from latentbridge.launch.local import LocalPool
-from latentbridge.launch.plan import Plan
-from latentbridge.launch.status import RunStatus, progress
+from latentbridge.launch.account import at_most
+from latentbridge.launch.overview import (
+    NOTABLE,
+    by_interest,
+    halvings,
+    in_words,
+    plan_cost,
+    plan_groups,
+    totals,
+    where,
+)
+from latentbridge.launch.status import RunStatus
+
+if TYPE_CHECKING:
+    from latentbridge.launch.local import LocalPool
+    from latentbridge.launch.plan import Plan
+    from latentbridge.launch.record import Launch
 
 # in a pipe rich takes 80 columns, which folds run names
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 160)
-COLOURS = {"done": "green", "failed": "red", "lost": "red", "running": "cyan", "stopped": "yellow"}
+COLOURS = {
+    "done": "green",
+    "failed": "red",
+    "lost": "red",
+    "blocked": "red",
+    "unknown": "magenta",
+    "running": "cyan",
+    "stopped": "yellow",
+    "cancelled": "yellow",
+}
+STATUS_COLUMNS = ["run", "state", "at", "attempts", "GPU-hours", "job", "nodes", "detail"]
+# a narrow terminal has no room for these; --json and `explain` have them
+WIDE, SPARED = 120, ("job", "nodes")
+# title, header and rules of a table, and the line that says how many more runs there are
+FRAME_LINES = 6
+# above this a table shows what matters and counts the rest
+MOST_ROWS = 200
+SOME_ROWS = 40
 # between lines of a log file that say nothing new has happened
 QUIET_S = 30
 
 
-def plan_table(plan: Plan) -> Table:
-    """One row a run: its id, what it asks for, what sets it apart."""
-    table = Table(
-        title=f"{plan.spec.name}: {len(plan.cells)} runs of jobs/{plan.spec.job}.py", title_justify="left"
-    )
-    for column in ("run", "id", "nodes x ranks", "needs", "differs from the base by"):
-        table.add_column(column, overflow="fold")
+def plan_table(plan: Plan) -> RenderableType:
+    """What each run asks for and what sets it apart; a large plan by groups of equal requests."""
+    title = f"{plan.spec.name}: {len(plan.cells)} runs of jobs/{plan.spec.job}.py"
+    table = _plan_rows(plan, title) if len(plan.cells) <= MOST_ROWS else _plan_group_rows(plan, title)
+    return Group(table, Text(plan_cost(plan)))
+
+
+def _plan_rows(plan: Plan, title: str) -> Table:
+    rows = []
     for cell in plan.cells:
         asked = plan.resources[cell.name]
+        size, hours = f"{asked.nodes} x {asked.gpus_per_node}", f"{at_most([asked]):.4g}"
         differs = ", ".join(f"{key}={value}" for key, value in cell.overrides.items())
-        table.add_row(
-            cell.name,
-            cell.id,
-            f"{asked.nodes} x {asked.gpus_per_node}",
-            " ".join(cell.needs),
-            escape(differs),
-        )
-    return table
+        rows.append([cell.name, cell.id, size, hours, " ".join(cell.needs), differs])
+    columns = ["run", "id", "nodes x ranks", "GPU-hours at most", "needs", "differs from the base by"]
+    return _table(title, columns, rows)
 
 
-def status_table(name: str, states: list[RunStatus]) -> Table:
-    """One row a run: where it stands, and why."""
-    table = Table(title=name, title_justify="left")
-    for column in ("run", "state", "update", "attempts", "job", "detail"):
-        table.add_column(column, overflow="fold")
-    for state in states:
-        colour = COLOURS.get(state.phase, "")
-        phase = f"[{colour}]{state.phase}[/]" if colour else state.phase
-        table.add_row(
-            state.name, phase, str(state.step), str(state.attempts), state.job or "", escape(state.detail)
-        )
+def _plan_group_rows(plan: Plan, title: str) -> Table:
+    title = f"{title}, from {plan.cells[0].name} to {plan.cells[-1].name}"
+    return _table(title, ["runs", "nodes x ranks", "vary"], [list(group) for group in plan_groups(plan)])
+
+
+def show_status(launch: Launch, states: list[RunStatus]) -> None:
+    """Print the table of a launch."""
+    console.print(status_table(launch, states))
+
+
+def status_table(launch: Launch, states: list[RunStatus], height: int | None = None) -> RenderableType:
+    """One line a run: where it stands, and why; totals below.
+
+    height: lines that there is room for, given to the most interesting runs; None: all runs of a launch of
+    ordinary size, in the order of the spec
+    """
+    footer = totals(launch, states)
+    shown = states
+    if height is not None:
+        shown = by_interest(states)[: max(1, height - FRAME_LINES - len(footer))]
+    elif len(states) > MOST_ROWS:
+        shown = [state for state in by_interest(states) if state.phase in NOTABLE][:SOME_ROWS]
+    if len(shown) < len(states):
+        footer = [f"{len(states) - len(shown)} more; --json for all", *footer]
+    columns = [column for column in STATUS_COLUMNS if console.width >= WIDE or column not in SPARED]
+    rows = [_status_row(launch, state) for state in shown]
+    table = _table(launch.name, columns, [[row[column] for column in columns] for row in rows])
+    table.expand = True
+    detail = table.columns[-1]
+    detail.no_wrap, detail.overflow, detail.ratio, detail.min_width = True, "ellipsis", 1, 12
+    return Group(table, *(Text(line, overflow="ellipsis", no_wrap=True) for line in footer))
+
+
+def _status_row(launch: Launch, state: RunStatus) -> dict[str, str | Text]:
+    times = halvings(launch, state)
+    halved = f"micro-batch / {2**times}; " if times else ""
+    return {
+        "run": state.name,
+        "state": Text(state.phase, COLOURS.get(state.phase, "")),
+        "at": where(state),
+        "attempts": str(state.attempts or ""),
+        "GPU-hours": f"{state.gpu_hours:.2f}" if state.attempts else "",
+        "job": state.job or "",
+        "nodes": state.nodes,
+        "detail": halved + in_words(state),
+    }
+
+
+def _table(title: str, columns: list[str], rows: Sequence[Sequence[str | Text]]) -> Table:
+    """A table without those columns that say nothing; the first and the last are always there."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    last = len(columns) - 1
+    kept = [i for i in range(len(columns)) if i in (0, last) or any(row[i] for row in rows)]
+    for i in kept:
+        table.add_column(columns[i], overflow="fold")
+    for row in rows:
+        cells = [row[i] for i in kept]
+        table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in cells))
     return table
 
 
@@ -95,7 +175,8 @@ class Board:
             print(f"{name}: {pool.launch.runs[name].folder.state or 'again'}", flush=True)
         lines = []
         for name, run in working.items():
-            stage, done, total = progress(run.folder)
+            said = run.folder.read_progress()
+            stage, done, total = said.get("stage", "starting"), said.get("done", 0), said.get("total")
             if name not in self.bars:
                 self.bars[name] = self.progress.add_task(escape(name), total=None)
             self.progress.update(

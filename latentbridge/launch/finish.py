@@ -11,15 +11,17 @@ import time
 import traceback
 from pathlib import Path
 
-from latentbridge.launch.ledger import lease
+from latentbridge.errors import LatentbridgeError, LockedError, SchedulerError
+from latentbridge.launch.advance import advance, is_moving
+from latentbridge.launch.lease import lease
 from latentbridge.launch.record import Launch
-from latentbridge.launch.status import status
-from latentbridge.launch.worker import requeue
+from latentbridge.launch.status import ACTIVE, LOST_AFTER_S, status
 
-# a requeued run leaves its array for a moment, and SLURM may take that moment for the end
-PATIENCE_S = 45 * 60
-POLL_S = 15
-WORKING = ("pending", "running", "unknown")
+# others may be submitting when the last run ends
+PATIENCE_S = 300
+POLL_S = 3
+# a controller that is down comes back, and nobody else may be left to go on
+SILENCE_PATIENCE_S = 1800
 
 
 def finish(launch: Launch, archives: Path) -> Path:
@@ -27,7 +29,7 @@ def finish(launch: Launch, archives: Path) -> Path:
     from latentbridge.audit.ablations import summarize
     from latentbridge.launch.preserve import preserve, write_index
 
-    with lease(launch.path / "finish.lock", f"preserving {launch.name}"):
+    with lease(launch.path / "ledger" / "finish.lock", f"preserving {launch.name}", PATIENCE_S):
         summarize(launch.path)
         _draw(launch.path)
         archive = preserve(launch.path, archives, allow_unfinished=True)
@@ -48,25 +50,49 @@ def _draw(launch: Path) -> None:
         print(f"a figure could not be drawn; see {complaint}", file=sys.stderr)
 
 
-def all_ended(launch: Launch) -> bool:
-    """Wait until no run is queued or running; False if that takes longer than this job may last."""
-    deadline = time.monotonic() + PATIENCE_S
-    while any(state.phase in WORKING for state in status(launch)):
-        if time.monotonic() > deadline:
-            return False
+def go_on(launch: Launch) -> bool:
+    """Submit what may start now; True once no run is at work or will be.
+
+    False where runs are queued or at work: another job like this one waits for those.
+    """
+    silent_until = time.monotonic() + SILENCE_PATIENCE_S
+    unknown_until = time.monotonic() + 4 * LOST_AFTER_S
+    while True:
+        try:
+            step = advance(launch, patience_s=PATIENCE_S)
+        except SchedulerError:
+            if time.monotonic() > silent_until:
+                raise
+            unknown_until = time.monotonic() + 4 * LOST_AFTER_S
+        except LockedError:
+            raise
+        except LatentbridgeError as refusal:
+            # what has ended is preserved all the same
+            print(refusal, file=sys.stderr)
+            return not is_moving(status(launch))
+        else:
+            if step.has_ended:
+                return True
+            # a run that left the queue moments ago needs no other job, only a moment
+            if any(state.phase in ACTIVE for state in step.states) or time.monotonic() > unknown_until:
+                return False
         time.sleep(POLL_S)
-    return True
 
 
 def main() -> None:
-    """Entry point of the finish job."""
+    """Entry point of the job that comes last."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("launch", type=Path)
-    launch = Launch(parser.parse_args().launch)
-    if all_ended(launch):
-        print(finish(launch, launch.path.parents[1] / "preserved_data"))
-    elif not requeue():
-        raise SystemExit(f"runs of {launch.name} are still at work; run this again when they have ended")
+    parser.add_argument("--archives", type=Path, required=True)
+    args = parser.parse_args()
+    launch = Launch(args.launch)
+    try:
+        if go_on(launch):
+            print(finish(launch, args.archives))
+    except (LockedError, SchedulerError) as error:
+        raise SystemExit(
+            f"{error}. Run `latentbridge preserve {args.launch}` when all runs have ended"
+        ) from None
 
 
 if __name__ == "__main__":

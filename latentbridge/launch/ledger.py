@@ -1,27 +1,21 @@
-"""Who submitted what: intents written before sbatch is called, and a lock that outlives no launcher.
+"""Who submitted what, and what people asked about single runs: plain files, written before deeds.
 
-Plain files only, so that a shared disk is all a cluster needs. LAUNCH/ledger/<token>.json holds one
-submission: the runs of one array (or one local pool), and the job id once SLURM has given it.
+LAUNCH/ledger/submissions/<token>.json holds one sbatch call: the runs of one array, and the job id once
+SLURM has given it. LAUNCH/ledger/orders.json holds what people want of single runs.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
-import socket
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from latentbridge.errors import LockedError
 from latentbridge.rundir import read_json, write_json
 
-LEASE_S = 60
-RENEW_S = 10
+# why a run is held that was not chosen; it may start again as soon as it is
+SKIPPED = "left out by --only or --skip"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,26 +24,61 @@ class Submission:
 
     token: str
     runs: tuple[str, ...]  # array task i executes runs[i]
-    created: float
+    created: float  # seconds since the epoch; later submissions have later times
+    parallel: int = 1  # how many of its tasks SLURM may run at a time
     job_id: str | None = None  # None: sbatch was about to be called, or its answer was lost
-    refused: str | None = None
+    refused: str | None = None  # why there is no such job, or must not be one any more
 
-    def task_id(self, run: str) -> str | None:
-        """The SLURM id of one run's task; a single job has no index."""
-        if self.job_id is None:
-            return None
-        return self.job_id if len(self.runs) == 1 else f"{self.job_id}_{self.runs.index(run)}"
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody knows yet if SLURM has it."""
+        return self.job_id is None and self.refused is None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is in what was submitted."""
+
+    submission: Submission
+    index: int
+
+    @property
+    def task(self) -> str | None:
+        """SLURM's id of the run's task; a single job has no index."""
+        submission = self.submission
+        if submission.job_id is None or len(submission.runs) == 1:
+            return submission.job_id
+        return f"{submission.job_id}_{self.index}"
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What people asked about single runs; it holds until they ask otherwise."""
+
+    # run: why nobody is to start it
+    held: dict[str, str] = field(default_factory=dict)
+    # run: its attempts up to this number no longer count against the retry rules
+    forgiven: dict[str, int] = field(default_factory=dict)
 
 
 class Ledger:
-    """The submissions of one launch."""
+    """The submissions and orders of one launch; a file is read again only when it has changed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, launch: Path) -> None:
+        self.folder = launch / "ledger" / "submissions"
+        self._orders = launch / "ledger" / "orders.json"
+        # by token, with the time of the file that was read
+        self._known: dict[str, tuple[int, Submission]] = {}
+        self._latest: tuple[list[Submission], dict[str, Place]] = ([], {})
 
-    def intend(self, runs: list[str]) -> Submission:
+    def intend(self, runs: list[str], parallel: int = 1) -> Submission:
         """Write down what is about to be submitted, under a new token."""
-        submission = Submission(token=secrets.token_hex(8), runs=tuple(runs), created=time.time())
+        # hosts take turns at submitting, and the clock of one may be behind another's
+        after = max((submission.created for submission in self), default=0.0)
+        created = max(time.time(), after + 0.001)
+        submission = Submission(
+            token=secrets.token_hex(8), runs=tuple(runs), created=created, parallel=parallel
+        )
         self._write(submission)
         return submission
 
@@ -63,100 +92,59 @@ class Ledger:
         """Write down that nothing was submitted, and why."""
         self._write(replace(submission, refused=reason))
 
+    def throttled(self, submission: Submission, parallel: int) -> None:
+        """Write down how many tasks of an array may run at a time from now on."""
+        self._write(replace(submission, parallel=parallel))
+
     def read(self, token: str) -> Submission:
         """One submission."""
-        record = read_json(self.folder / f"{token}.json")
-        return Submission(**{**record, "runs": tuple(record["runs"])})
+        file = self.folder / f"{token}.json"
+        known, changed = self._known.get(token), file.stat().st_mtime_ns if file.exists() else 0
+        if known and known[0] == changed:
+            return known[1]
+        record = read_json(file)
+        submission = Submission(**{**record, "runs": tuple(record["runs"])})
+        self._known[token] = changed, submission
+        return submission
+
+    def has(self, token: str) -> bool:
+        """Whether this launch made the submission; other launches of this user are in the queue as well."""
+        return token in self._known or (self.folder / f"{token}.json").exists()
 
     def __iter__(self) -> Iterator[Submission]:
-        found = [self.read(path.stem) for path in self.folder.glob("*.json")]
+        found = [self.read(path.stem) for path in self.folder.glob("[0-9a-f]*.json")]
         return iter(sorted(found, key=lambda submission: submission.created))
 
-    def latest(self) -> dict[str, Submission]:
+    def latest(self) -> dict[str, Place]:
         """The last submission of every run that was ever submitted."""
-        return {run: submission for submission in self for run in submission.runs if not submission.refused}
+        submissions = list(self)
+        if submissions != self._latest[0]:
+            places = {
+                run: Place(submission, index)
+                for submission in submissions
+                if not submission.refused
+                for index, run in enumerate(submission.runs)
+            }
+            self._latest = submissions, places
+        return self._latest[1]
+
+    def is_current(self, token: str, run: str) -> bool:
+        """Whether a job with this token is the one that should work on the run.
+
+        Not so if its submission was given up for lost, and its run submitted once more, before it turned up.
+        """
+        place = self.latest().get(run)
+        return place is not None and place.submission.token == token
+
+    @property
+    def orders(self) -> Orders:
+        """What people asked, as of now."""
+        return Orders(**read_json(self._orders)) if self._orders.exists() else Orders()
+
+    def order(self, orders: Orders) -> None:
+        """Write down what people ask from now on; for the holder of the launch's lease."""
+        write_json(self._orders, asdict(orders))
 
     def _write(self, submission: Submission) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{submission.token}.json", asdict(submission))
-
-
-@contextmanager
-def lease(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock file while the body runs; LockedError if someone else holds it.
-
-    The holder touches the file every 10 s. A lock of another host untouched for 60 s, or one whose
-    process on this host is gone, belonged to the dead and is taken over.
-    """
-    me: dict[str, str | int] = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "token": secrets.token_hex(8),
-    }
-    while not _try_lock(path, me):
-        holder = _holder(path)
-        if holder is None:
-            continue  # released this moment
-        if not _is_stale(path, holder):
-            raise LockedError(
-                f"{what} is in the hands of process {holder['pid']} on {holder['host']} ({path}). "
-                "Wait for it, or end it and try again"
-            )
-        _break(path, holder)
-    over = threading.Event()
-    keeper = threading.Thread(target=_renew, args=(path, me, over), daemon=True)
-    keeper.start()
-    try:
-        yield
-    finally:
-        over.set()
-        keeper.join()
-        if _holder(path) == me:
-            path.unlink(missing_ok=True)
-
-
-def _try_lock(path: Path, me: dict[str, str | int]) -> bool:
-    draft = path.with_name(f".{path.name}.{me['token']}")
-    draft.write_text(json.dumps(me))
-    try:
-        os.link(draft, path)  # atomic on network disks too, where O_EXCL was not always
-    except FileExistsError:
-        return False
-    finally:
-        draft.unlink()
-    return True
-
-
-def _holder(path: Path) -> dict[str, str | int] | None:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
-        return None
-
-
-def _is_stale(path: Path, holder: dict[str, str | int]) -> bool:
-    if holder["host"] == socket.gethostname():
-        # a process that was merely suspended goes on with what it thinks is its own
-        return not Path(f"/proc/{holder['pid']}").exists()
-    try:
-        return time.time() - path.stat().st_mtime > LEASE_S
-    except FileNotFoundError:
-        return False
-
-
-def _break(path: Path, holder: dict[str, str | int]) -> None:
-    """Take a dead holder's lock away; of several who try, one succeeds."""
-    grave = path.with_name(f".{path.name}.dead-{holder['token']}")
-    try:
-        os.rename(path, grave)
-    except FileNotFoundError:
-        return
-    if (taken := _holder(grave)) and taken["token"] != holder["token"]:
-        with suppress(FileExistsError):
-            os.link(grave, path)  # someone was quicker, and this is their live lock: put it back
-    grave.unlink(missing_ok=True)
-
-
-def _renew(path: Path, me: dict[str, str | int], over: threading.Event) -> None:
-    while not over.wait(RENEW_S) and _holder(path) == me:
-        with suppress(FileNotFoundError):
-            os.utime(path)

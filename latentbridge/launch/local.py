@@ -1,4 +1,7 @@
-"""Runs without SLURM: worker processes on this machine, a few at a time, until every run has an end."""
+"""Runs without SLURM: worker processes on this machine, a few at a time, until every run has an end.
+
+What nobody works on is told from the same states as on SLURM; only starting a run differs.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable
 
 from latentbridge.errors import PreflightError
 from latentbridge.job import GUARDIAN_VARIABLE
+from latentbridge.launch.attempt import close_lost, ranks_of
 from latentbridge.launch.cluster import local_gpus
-from latentbridge.launch.record import Launch, PlannedRun
+from latentbridge.launch.record import Launch, PlannedRun, settle_config
 from latentbridge.launch.status import WORKER_LOG
 from latentbridge.launch.worker import EXIT_AGAIN, SAVE_GRACE_S
-
-# a worker that is killed from outside is started again this often
-MAX_KILLS = 5
 
 
 class LocalPool:
@@ -36,7 +36,6 @@ class LocalPool:
                     "--set resources.gpus_per_node=N, or another --cluster"
                 )
         self.working: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}  # by slot
-        self.kills: Counter[str] = Counter()
         self.stopping = False
 
     def run(self, watch: Callable[[LocalPool], None]) -> None:
@@ -61,12 +60,24 @@ class LocalPool:
         for slot in range(self.parallel):
             if slot in self.working or self.stopping:
                 continue
-            ahead = {run.name for run, _ in self.working.values()} | {run.name for run in self.pending}
-            ready = next((run for run in self.pending if not ahead & set(run.needs)), None)
+            ready = next((run for run in self.pending if self._may_start(run)), None)
             if ready is None:
+                self._give_up_blocked()
                 return
             self.pending.remove(ready)
+            settle_config(self.launch, ready)
             self.working[slot] = (ready, self._start(ready, slot))
+
+    def _may_start(self, run: PlannedRun) -> bool:
+        return all(self.launch.run(need).folder.is_done for need in run.needs)
+
+    def _give_up_blocked(self) -> None:
+        """Leave runs whose needs ended badly to a later launch; `status` says what they wait for."""
+        moving = {run.name for run, _ in self.working.values()} | {run.name for run in self.pending}
+        while blocked := [r for r in self.pending if not self._may_start(r) and not moving & set(r.needs)]:
+            for run in blocked:
+                self.pending.remove(run)
+                moving.discard(run.name)
 
     def _start(self, run: PlannedRun, slot: int) -> subprocess.Popen[bytes]:
         ranks = ranks_of(run)
@@ -100,14 +111,12 @@ class LocalPool:
             if code is None:
                 continue
             del self.working[slot]
+            again = code == EXIT_AGAIN
             if code < 0:
-                self.kills[run.name] += 1
-            killed = code < 0 and self.kills[run.name] <= MAX_KILLS
-            if not self.stopping and (killed or code == EXIT_AGAIN):
+                message = f"its worker was killed by signal {-code}; see {WORKER_LOG.format(run=run.name)}"
+                again = close_lost(self.launch, run, "killed", message)
+            if again and not self.stopping:
                 self.pending.insert(0, run)
-            elif code < 0 and run.folder.state is None and not self.stopping:
-                message = f"its worker was killed {self.kills[run.name]} times, last by signal {-code}"
-                run.folder.mark("FAILED", {"cause": "node_fail", "message": message, "attempt": None})
 
     def _interrupt(self) -> None:
         if self.stopping:
@@ -129,8 +138,3 @@ class LocalPool:
                 process.kill()  # its torchrun and ranks die with it
                 process.wait()
         self.working.clear()
-
-
-def ranks_of(run: PlannedRun) -> int:
-    """How many ranks a run has on one machine, where its nodes share the GPUs."""
-    return run.resources.nodes * (run.resources.gpus_per_node or 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -17,9 +18,11 @@ from typing import Any
 from latentbridge.config import dump, to_yaml
 from latentbridge.errors import ConfigError
 from latentbridge.launch.cluster import Cluster, Resources, load_cluster, resources_for
-from latentbridge.launch.record import PLAN, Launch, PlannedRun
-from latentbridge.launch.spec import Cell, Spec, expand, find_spec, parse_settings, read_spec
-from latentbridge.rundir import RunDir, read_json, write_atomic, write_json
+from latentbridge.launch.expand import Cell, read_cells
+from latentbridge.launch.limits import Limits
+from latentbridge.launch.record import LIMITS, PLAN, Launch, PlannedRun
+from latentbridge.launch.spec import Spec, find_spec
+from latentbridge.rundir import RunDir, read_json, sync_folder, write_json
 
 # what a run executes
 CODE = ("latentbridge", "jobs")
@@ -57,6 +60,7 @@ class Plan:
                 needs=cell.needs,
                 resources=self.resources[cell.name],
                 folder=RunDir(folder / cell.name),
+                best_of=cell.best_of,
             )
             for cell in self.cells
         ]
@@ -70,11 +74,10 @@ class Plan:
 def make_plan(argument: str, *, cluster: str | None, settings: list[str], root: Path) -> Plan:
     """Read and check everything that can be checked without touching disk or scheduler."""
     path = find_spec(argument, root)
-    spec, tree = read_spec(path, root)
+    spec, cells = read_cells(path, settings, root)
     chosen, profile = load_cluster(cluster or spec.cluster, root)
     if spec.max_parallel is not None:
         profile = profile.model_copy(update={"max_parallel": spec.max_parallel})
-    cells = expand(spec, tree, parse_settings(settings), root)
     resources = {cell.name: resources_for(profile, cell.resources, f"run '{cell.cell}'") for cell in cells}
     return Plan(
         spec=spec,
@@ -98,55 +101,70 @@ def find_launch(plan: Plan, runs: Path) -> Launch | None:
     return Launch(found[0]) if found else None
 
 
-def write_launch(plan: Plan, runs: Path, argv: list[str]) -> Launch:
+def write_launch(plan: Plan, runs: Path, argv: list[str], limits: Limits | None) -> Launch:
     """Make the launch folder: complete, or not at all."""
     runs.mkdir(parents=True, exist_ok=True)
-    stamp = time.strftime("%Y%m%d_%H%M%S")
-    final = runs / f"{plan.spec.name}_{stamp}"
-    while final.exists():  # two launches within one second
-        time.sleep(0.2)
-        final = runs / f"{plan.spec.name}_{time.strftime('%Y%m%d_%H%M%S')}"
+    final = _free_name(runs, plan.spec.name)
     draft = runs / f".{final.name}.{os.getpid()}"
     draft.mkdir()
     try:
         (draft / "cache").mkdir()
-        (draft / "ledger").mkdir()
+        (draft / "ledger" / "submissions").mkdir(parents=True)
         shutil.copyfile(plan.spec_path, draft / "spec.yaml")
         code = copy_code(plan.root, draft / "code")
+        (draft / "packages.txt").write_text("".join(f"{line}\n" for line in packages()))
+        shared = {
+            "launch": final.name,
+            "job": plan.spec.job,
+            "code": code,
+            "versions": versions(),
+            "command": argv,
+        }
         for cell in plan.cells:
-            _write_run(plan, cell, draft / cell.name, final.name, code, argv)
+            _write_run(plan, cell, draft / cell.name, shared)
+        if limits:
+            write_json(draft / LIMITS, limits.as_record())
         write_json(draft / PLAN, _plan_record(plan, code, argv))
+        # nobody looks into a draft, so its thousands of files reach the disk in one go
+        os.sync()
         os.rename(draft, final)
+        sync_folder(runs)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return Launch(final)
 
 
-def _write_run(
-    plan: Plan, cell: Cell, folder: Path, launch: str, code: dict[str, Any], argv: list[str]
-) -> None:
+def _free_name(runs: Path, name: str) -> Path:
+    while (final := runs / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}").exists():
+        time.sleep(0.2)  # two launches within one second
+    return final
+
+
+def sweep_drafts(runs: Path, name: str) -> None:
+    """Remove launch folders that a killed launcher had not finished; nothing was submitted of them."""
+    for draft in runs.glob(f".{name}_*_*.*"):
+        pid = draft.suffix.removeprefix(".")
+        if draft.is_dir() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_run(plan: Plan, cell: Cell, folder: Path, shared: dict[str, Any]) -> None:
     folder.mkdir()
     run = RunDir(folder)
-    write_atomic(run.config, to_yaml(cell.config))
-    write_json(
-        run.manifest,
-        {
-            "launch": launch,
-            "name": cell.name,
-            "cell": cell.cell,
-            "seed": cell.config.seed,
-            "id": cell.id,
-            "job": plan.spec.job,
-            "overrides": cell.overrides,
-            "warm_start": dump(cell.config).get("warm_start"),
-            "resources": dump(plan.resources[cell.name]),
-            "code": code,
-            "versions": versions(),
-            "command": argv,
-            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        },
-    )
+    run.config.write_text(to_yaml(cell.settings))
+    manifest = {
+        "name": cell.name,
+        "cell": cell.cell,
+        "seed": cell.config.seed,
+        "id": cell.id,
+        **shared,
+        "overrides": cell.overrides,
+        "warm_start": dump(cell.config).get("warm_start"),
+        "resources": dump(plan.resources[cell.name]),
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    run.manifest.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def _plan_record(plan: Plan, code: dict[str, Any], argv: list[str]) -> dict[str, Any]:
@@ -157,9 +175,12 @@ def _plan_record(plan: Plan, code: dict[str, Any], argv: list[str]) -> dict[str,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": argv,
         "job": plan.spec.job,
+        "archives": str(plan.root / "preserved_data"),
         "cluster_name": plan.cluster_name,
         "cluster": dump(plan.cluster),
         "retry": dump(plan.spec.retry),
+        "hang_timeout_min": plan.spec.hang_timeout_min,
+        "budget_gpu_hours": plan.spec.budget_gpu_hours,
         "compare": [dump(comparison) for comparison in plan.spec.compare],
         "code": code,
         "runs": [
@@ -171,6 +192,7 @@ def _plan_record(plan: Plan, code: dict[str, Any], argv: list[str]) -> dict[str,
                 "needs": list(cell.needs),
                 "resources": dump(plan.resources[cell.name]),
                 "overrides": cell.overrides,
+                "best_of": {key: dump(reference) for key, reference in cell.best_of.items()},
                 "folder": cell.name,
             }
             for cell in plan.cells
@@ -222,9 +244,11 @@ def copy_code(root: Path, target: Path) -> dict[str, Any]:
         else:
             shutil.copyfile(source, copy)
     sha, diff = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD", "--", *CODE)
+    # new files are in no diff, but in the copy
+    changed = _git(root, "status", "--porcelain", "--", *CODE)
     if diff:
-        write_atomic(target / "uncommitted.diff", diff)
-    return {"sha": sha.strip() or None, "dirty": bool(diff), "hash": code_hash(target)}
+        (target / "uncommitted.diff").write_text(diff)
+    return {"sha": sha.strip() or None, "dirty": bool(changed), "hash": code_hash(target)}
 
 
 def _link_or_copy(source: Path, copy: Path) -> None:
@@ -251,3 +275,9 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     return found
+
+
+def packages() -> list[str]:
+    """Every installed distribution with its version, sorted."""
+    found = {f"{dist.name}=={dist.version}" for dist in metadata.distributions()}
+    return sorted(found, key=str.lower)

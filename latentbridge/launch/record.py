@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from latentbridge.errors import ConfigError
+from latentbridge.launch.best_of import BestOf, resolve, resolved_config
 from latentbridge.launch.cluster import Cluster, Resources
+from latentbridge.launch.ledger import Ledger
+from latentbridge.launch.limits import Limits
 from latentbridge.launch.spec import Retry
-from latentbridge.rundir import RunDir, read_json
+from latentbridge.rundir import RunDir, read_json, write_atomic
 
 PLAN = "plan.json"
+LIMITS = "ledger/limits.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +32,8 @@ class PlannedRun:
     needs: tuple[str, ...]
     resources: Resources
     folder: RunDir
+    # settings that wait for the result of other runs, by dotted key
+    best_of: dict[str, BestOf]
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,51 @@ class Launch:
         return Retry.model_validate(self.plan["retry"])
 
     @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.path)
+
+    @property
+    def is_slurm(self) -> bool:
+        return self.cluster.executor == "slurm"
+
+    @cached_property
+    def limits(self) -> Limits | None:
+        """What the cluster allowed when this was launched; None without SLURM."""
+        file = self.path / LIMITS
+        return Limits.from_record(read_json(file)) if file.exists() else None
+
+    @property
+    def hang_timeout_s(self) -> float | None:
+        """Silence of all ranks that counts as a hang; None: any length is borne."""
+        minutes = self.plan["hang_timeout_min"]
+        return None if minutes is None else 60.0 * minutes
+
+    @property
+    def budget_gpu_hours(self) -> float | None:
+        """What all runs together may use; None: no bound."""
+        return self.plan["budget_gpu_hours"]  # type: ignore[no-any-return]
+
+    @cached_property
     def runs(self) -> dict[str, PlannedRun]:
         """Every planned run by name, in the order of the spec."""
-        return {record["name"]: self._run(record) for record in self.plan["runs"]}
+        return {name: self.run(name) for name in self._records}
+
+    @cached_property
+    def _records(self) -> dict[str, dict[str, Any]]:
+        return {record["name"]: record for record in self.plan["runs"]}
+
+    @property
+    def run_names(self) -> list[str]:
+        """Names of all planned runs, in the order of the spec."""
+        return list(self._records)
+
+    def run(self, name: str) -> PlannedRun:
+        """One planned run; its worker need not build all ten thousand."""
+        if name not in self._records:
+            near = difflib.get_close_matches(name, self._records, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise ConfigError(f"{self.path}: it has no run '{name}'{hint}")
+        return self._run(self._records[name])
 
     def _run(self, record: dict[str, Any]) -> PlannedRun:
         return PlannedRun(
@@ -74,4 +123,32 @@ class Launch:
             needs=tuple(record["needs"]),
             resources=Resources.model_validate(record["resources"]),
             folder=RunDir(self.path / record["name"]),
+            best_of={key: BestOf.model_validate(value) for key, value in record["best_of"].items()},
         )
+
+
+def settle_config(launch: Launch, run: PlannedRun) -> None:
+    """Put the winners' values where a run's config refers to its siblings, all of which are done by now."""
+    manifest = run.folder.read_manifest() if run.best_of else {}
+    if not run.best_of or "best_of" in manifest:
+        return  # a later attempt goes on with what the first was given
+    cells: dict[str, list[RunDir]] = {}
+    for other in launch.runs.values():
+        cells.setdefault(other.cell, []).append(other.folder)
+    values, why = resolve(run.best_of, cells)
+    write_atomic(run.folder.config, resolved_config(run.folder, values))
+    run.folder.write_manifest(manifest | {"best_of": why})
+
+
+def find_target(path: Path) -> tuple[Launch, list[str]]:
+    """What a path on the command line means: a launch with all its runs, or one run of a launch."""
+    path = path.absolute()
+    if (path / PLAN).exists():
+        launch = Launch(path)
+        return launch, launch.run_names
+    if (path.parent / PLAN).exists():
+        launch = Launch(path.parent)
+        return launch, [launch.run(path.name).name]
+    raise ConfigError(
+        f"{path}: neither a launch folder nor a run in one; name runs/LAUNCH or runs/LAUNCH/RUN"
+    )

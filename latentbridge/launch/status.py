@@ -1,24 +1,52 @@
-"""What every run of a launch is doing: its markers first, then the queue; silence is never failure."""
+"""What every run of a launch is doing: its markers first, the queue second, accounting third.
+
+Silence is never failure: what left the queue without a word counts as lost only after a deadline.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from latentbridge.errors import SchedulerError
-from latentbridge.launch.ledger import Ledger, Submission
+from latentbridge.launch import sacct
+from latentbridge.launch.account import HOUR_S, gpu_hours
+from latentbridge.launch.attempt import ranks_of, silent_for
+from latentbridge.launch.causes import Cause
+from latentbridge.launch.ledger import SKIPPED, Orders, Place
 from latentbridge.launch.record import Launch, PlannedRun
-from latentbridge.launch.submit import ANSWER_PATIENCE_S, COMMENT, squeue
-from latentbridge.rundir import RunDir, read_json, read_jsonl
+from latentbridge.launch.squeue import Queue, Task, read_queue
+from latentbridge.launch.submit import ANSWER_PATIENCE_S
+from latentbridge.rundir import RunDir, State, read_json
 
-Phase = Literal["planned", "pending", "running", "done", "failed", "stopped", "lost", "unknown"]
+Phase = Literal[
+    "done",
+    "failed",
+    "cancelled",
+    "stopped",  # saved or ended for a cause that another attempt cures; the launch goes on with it
+    "held",  # left out by --only or --skip
+    "blocked",  # needs a run that will not be done as things are
+    "waiting",  # for the runs it needs
+    "planned",
+    "pending",
+    "running",
+    "lost",
+    "unknown",
+]
 ACTIVE = ("pending", "running")
+# nothing changes in these unless somebody submits the run again
+SETTLED = ("done", "failed", "cancelled", "stopped", "planned", "held")
 # of a run without SLURM, inside its launch folder
 WORKER_LOG = "ledger/{run}.worker.log"
-ENDED: dict[str, Phase] = {"DONE": "done", "FAILED": "failed", "STOPPED": "stopped"}
-# short states of jobs that wait; squeue shows live jobs only, so any other state is one at work
-WAITING = ("PD", "CF", "RQ", "RH", "RD", "RF", "SE")
+# disks of several hosts show a marker late
+LOST_AFTER_S = 12
+# accounting that has not heard of an end yet is asked again
+ASK_AGAIN_S = 30
+SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,100 +55,267 @@ class RunStatus:
 
     name: str
     phase: Phase
-    attempts: int
-    step: int
+    attempts: int = 0
+    step: int = 0
+    stage: str = ""  # of a running attempt, with how far it is
+    cause: Cause | None = None  # of the last attempt that ended
     detail: str = ""
     job: str | None = None
+    nodes: str = ""
+    gpu_hours: float = 0.0
 
-    def as_record(self) -> dict[str, Any]:
-        """Plain data for --json."""
-        return asdict(self)
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a run was found to do, and what was known of it then."""
+
+    key: Any
+    state: RunStatus
+    # when the folders changed that a run at work writes into
+    changed: tuple[int, ...] | None
+    at: float
+
+
+class Monitor:
+    """Watches one launch; a poll asks squeue once and reads again only what may have changed."""
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = launch
+        self.queue: Queue | None = Queue()
+        self._seen: dict[str, _Seen] = {}
+        # runs that stay as they are for as long as ledger and orders do and no job of theirs lives
+        self._settled: dict[str, RunStatus] = {}
+        self._basis: tuple[dict[str, Place], Orders] = ({}, Orders())
+        # what accounting said, by task id, and when it may be asked about those that it did not know
+        self._told: dict[str, tuple[Cause, str]] = {}
+        self._ask_again_at = 0.0
+
+    def poll(self, queue: Queue | None = None) -> list[RunStatus]:
+        """The state of every run now; at most one call of squeue and one of sacct.
+
+        queue: SLURM's answer of a moment ago, where only our own files have changed since
+        """
+        places, orders = self.launch.ledger.latest(), self.launch.ledger.orders
+        self.queue = queue or self._ask_queue(places)
+        if self.queue is None or self._basis != (places, orders):
+            self._settled.clear()
+        self._basis = places, orders
+        self._forget_revived()
+        # markers are read after the queue: a run that left the queue before has written its own by now
+        states = {
+            name: self._settled.get(name) or self._look(run, places.get(name), orders)
+            for name, run in self.launch.runs.items()
+        }
+        lost = [state for state in states.values() if state.phase == "lost"]
+        self._ask_accounting(lost)
+        states |= {state.name: self._with_account(state) for state in lost}
+        return list(self._with_needs(states).values())
+
+    def _forget_revived(self) -> None:
+        """Look again at runs that had settled and whose job somebody started once more."""
+        for token, job in self.queue.jobs.items() if self.queue and self._settled else ():
+            runs = self.launch.ledger.read(token).runs if self.launch.ledger.has(token) else ()
+            for index, task in job.tasks.items():
+                if not task.ended and index < len(runs):
+                    self._settled.pop(runs[index], None)
+
+    def _ask_queue(self, places: dict[str, Place]) -> Queue | None:
+        if not places:
+            return Queue()
+        try:
+            return read_queue()
+        except SchedulerError:
+            return None
+
+    def _task(self, place: Place | None) -> Task | None:
+        if place is None or self.queue is None:
+            return None
+        job = self.queue.jobs.get(place.submission.token)
+        return job.tasks.get(place.index) if job else None
+
+    def _look(self, run: PlannedRun, place: Place | None, orders: Orders) -> RunStatus:
+        task = self._task(place)
+        # nobody has touched a run whose job is in the same state, but one that is at work
+        key = (place, task, orders.held.get(run.name), orders.forgiven.get(run.name), self.queue is None)
+        known = self._seen.get(run.name)
+        if known and known.key == key:
+            if self._is_still(known.state, task):
+                if not (task and task.waits):
+                    self._settled[run.name] = known.state
+                return known.state
+            if known.changed and known.changed == _when_changed(run.folder, known.state.attempts):
+                # it is at work, and has said nothing new
+                hours = known.state.gpu_hours + (time.time() - known.at) * ranks_of(run) / HOUR_S
+                return replace(known.state, gpu_hours=hours)
+        at_work = task is not None and not task.ended and not task.waits
+        state = self._read(run, place, task, orders)
+        changed = _when_changed(run.folder, state.attempts) if at_work and state.attempts else None
+        self._seen[run.name] = _Seen(key, state, changed, time.time())
+        return state
+
+    def _is_still(self, state: RunStatus, task: Task | None) -> bool:
+        if state.phase == "done":
+            return True
+        # without SLURM runs start without a submission
+        return self.launch.is_slurm and (state.phase in SETTLED or bool(task and task.waits))
+
+    def _read(self, run: PlannedRun, place: Place | None, task: Task | None, orders: Orders) -> RunStatus:
+        folder = run.folder
+        if place is None and not orders.held and _is_untouched(folder):
+            return RunStatus(name=run.name, phase="planned")
+        attempts = folder.list_attempts()
+        last = attempts[-1] / "exit.json" if attempts else None
+        ending = read_json(last) if last and last.exists() else {}
+        state = RunStatus(
+            name=run.name,
+            phase="planned",
+            attempts=len(attempts),
+            step=folder.last_step(),
+            cause=ending.get("cause"),
+            detail=str(ending.get("message", "")),
+            job=place.task if place else None,
+            nodes=task.nodes if task else "",
+            gpu_hours=gpu_hours(run) if attempts else 0.0,
+        )
+        return replace(state, **self._phase(run, place, task, orders, ending))
+
+    def _phase(
+        self, run: PlannedRun, place: Place | None, task: Task | None, orders: Orders, ending: dict[str, Any]
+    ) -> dict[str, Any]:
+        """What is special about a run, most trustworthy source first."""
+        marker: State | None = run.folder.state
+        if marker == "DONE":
+            return {"phase": "done", "detail": "", "cause": "done"}
+        if task and not task.ended:
+            if task.waits:
+                return {"phase": "pending", "detail": task.reason}
+            return {"phase": "running", "detail": "", "stage": stage_of(run.folder)}
+        if run.folder.is_locked():
+            return {"phase": "running", "detail": "", "stage": stage_of(run.folder)}
+        if held := orders.held.get(run.name):
+            return {"phase": "cancelled" if held.startswith("cancelled") else "held", "detail": held}
+        forgiven = len(run.folder.list_attempts()) <= orders.forgiven.get(run.name, -1)
+        if marker and not forgiven:
+            told = run.folder.read_marker()
+            phase: Phase = "failed" if marker == "FAILED" else "stopped"
+            # one that was skipped when its job began is chosen again now
+            if told.get("cause") == "cancelled" and told.get("message") != SKIPPED:
+                phase = "cancelled"
+            return {"phase": phase, "cause": told.get("cause"), "detail": str(told.get("message", ""))}
+        if place is None:
+            if run.folder.list_attempts() and not ending:
+                log = "" if self.launch.is_slurm else f"; see {WORKER_LOG.format(run=run.name)}"
+                return {"phase": "lost", "detail": f"its worker was killed{log}"}
+            return {"phase": "stopped" if ending else "planned"}
+        if self.queue is None:
+            return {"phase": "unknown", "detail": "SLURM does not answer"}
+        submission = place.submission
+        if submission.job_id is None and time.time() - submission.created < ANSWER_PATIENCE_S:
+            return {"phase": "unknown", "detail": "submitted moments ago, no answer yet"}
+        if submission.job_id is None and not run.folder.list_attempts():
+            return {"phase": "planned", "detail": "sbatch gave no answer, and SLURM shows no such job"}
+        if ending and ending["ended"] >= submission.created:
+            return {"phase": "stopped"}
+        if min(silent_for(run.folder), time.time() - submission.created) < LOST_AFTER_S:
+            return {"phase": "unknown", "detail": "it left the queue moments ago"}
+        return {"phase": "lost", "cause": None, **_what_squeue_remembers(task)}
+
+    def _ask_accounting(self, lost: Iterable[RunStatus]) -> None:
+        asked = [state.job for state in lost if state.job and state.job not in self._told and not state.cause]
+        limits = self.launch.limits
+        if not asked or (limits and not limits.accounting) or time.monotonic() < self._ask_again_at:
+            return
+        self._ask_again_at = time.monotonic() + ASK_AGAIN_S
+        self._told |= {task: told for task, told in sacct.endings(asked).items() if told}
+
+    def _with_account(self, state: RunStatus) -> RunStatus:
+        if state.phase != "lost" or state.cause:
+            return state
+        if told := self._told.get(state.job or ""):
+            return replace(state, cause=told[0], detail=told[1])
+        attempt = self.launch.runs[state.name].folder.attempts / str(state.attempts)
+        # a batch shell that was left alive would have said how it ended
+        is_open = attempt.exists() and not (attempt / "exit.json").exists()
+        return replace(state, cause="node_fail") if is_open and self.launch.is_slurm else state
+
+    def _with_needs(self, states: dict[str, RunStatus]) -> dict[str, RunStatus]:
+        """Tell runs that may start from those that wait for others, or wait in vain."""
+        judged: dict[str, RunStatus] = {}
+
+        def judge(name: str) -> RunStatus:
+            if name not in judged:
+                judged[name] = _after(states[name], [judge(need) for need in self.launch.runs[name].needs])
+            return judged[name]
+
+        for name in self._in_need:
+            judge(name)
+        return states | judged
+
+    @cached_property
+    def _in_need(self) -> list[str]:
+        return [name for name, run in self.launch.runs.items() if run.needs]
+
+
+def _when_changed(folder: RunDir, attempts: int) -> tuple[int, ...] | None:
+    """When a run at work last began an attempt, got a marker or said how far it is; None: nobody knows."""
+    progress = folder.progress_file(folder.attempts / str(attempts))
+    try:
+        return tuple(os.stat(path).st_mtime_ns for path in (folder.path, folder.attempts, progress))
+    except OSError:
+        return None
+
+
+def _is_untouched(folder: RunDir) -> bool:
+    """Whether nobody, not even a person at a terminal, has done anything in a run's folder yet."""
+    return set(os.listdir(folder.path)) <= {folder.config.name, folder.manifest.name}
+
+
+def _after(state: RunStatus, needs: list[RunStatus]) -> RunStatus:
+    if state.phase not in ("planned", "stopped"):
+        return state
+    bad = [need for need in needs if need.phase in ("failed", "cancelled", "held", "blocked")]
+    if bad:
+        names = ", ".join(f"{need.name} ({need.phase})" for need in bad)
+        return replace(state, phase="blocked", detail=f"needs {names}")
+    unmet = [need.name for need in needs if need.phase != "done"]
+    return replace(state, phase="waiting", detail=f"for {', '.join(unmet)}") if unmet else state
+
+
+def _what_squeue_remembers(task: Task | None) -> dict[str, Any]:
+    cause = sacct.CAUSES.get(task.state) if task else None
+    if task is None or cause is None:
+        return {"detail": "it left the queue without a word: killed, or its node died"}
+    return {"cause": cause, "detail": f"SLURM: {task.state} {task.reason}".strip()}
 
 
 def status(launch: Launch) -> list[RunStatus]:
-    """The state of every run, with at most one call to SLURM whatever the number of runs."""
-    submissions = Ledger(launch.path / "ledger").latest()
-    jobs = _ask_queue(submissions)
-    # markers are read after the queue: a run that left the queue before has written its own by now
-    return [_of(run, submissions.get(run.name), jobs) for run in launch.runs.values()]
+    """The state of every run, once."""
+    return Monitor(launch).poll()
 
 
-def _ask_queue(submissions: dict[str, Submission]) -> dict[str, tuple[str, str]] | None:
-    """`token.task` to (short state, reason); None if SLURM did not answer."""
-    if not submissions:
-        return {}
-    try:
-        lines = squeue("%K|%t|%r|%k")
-    except SchedulerError:
-        return None
-    jobs = {}
-    for line in lines:
-        index, state, reason, comment = line.split("|", 3)
-        # by token, never by job id: a controller that lost its state gives out old ids again
-        jobs[f"{comment.removeprefix(COMMENT)}.{0 if index == 'N/A' else index}"] = (state, reason)
-    return jobs
+def stage_of(folder: RunDir) -> str:
+    """What the latest attempt last said it was doing, and how far it is."""
+    progress = folder.read_progress()
+    return "{stage} {done}/{total}".format(**progress) if progress else "starting"
 
 
-def _of(run: PlannedRun, submission: Submission | None, jobs: dict[str, tuple[str, str]] | None) -> RunStatus:
-    phase, detail = _phase(run, submission, jobs)
-    return RunStatus(
-        name=run.name,
-        phase=phase,
-        attempts=len(run.folder.list_attempts()),
-        step=max((record["step"] for record in read_jsonl(run.folder.train_log)), default=0),
-        detail=detail,
-        job=submission.task_id(run.name) if submission else None,
-    )
-
-
-def _phase(
-    run: PlannedRun, submission: Submission | None, jobs: dict[str, tuple[str, str]] | None
-) -> tuple[Phase, str]:
-    state = run.folder.state
-    if state == "DONE":
-        return "done", ""
-    if submission and jobs:
-        queued = jobs.get(f"{submission.token}.{submission.runs.index(run.name)}")
-        if queued:
-            waits = queued[0] in WAITING
-            return ("pending" if waits else "running"), "" if queued[1] == "None" else queued[1]
-    if run.folder.is_locked():
-        stage, done, total = progress(run.folder)
-        return "running", f"{stage} {done}/{total}" if total else stage
-    if state:
-        return ENDED[state], str(run.folder.read_marker().get("message", ""))
-    if submission is None:
-        where = f"its worker ended without a word; see {WORKER_LOG.format(run=run.name)}"
-        return ("lost", where) if run.folder.list_attempts() else ("planned", "")
-    if jobs is None:
-        return "unknown", "SLURM does not answer"
-    if submission.job_id is None and time.time() - submission.created < ANSWER_PATIENCE_S:
-        return "unknown", "submitted moments ago, no answer yet"
-    return "lost", "it left the queue without a marker: killed, or its node died"
-
-
-def progress(run: RunDir) -> tuple[str, int, int | None]:
-    """Stage, done and total of what the current attempt last said it was doing."""
-    attempts = run.list_attempts()
-    file = attempts[-1] / "progress.json" if attempts else None
-    if file is None or not file.exists():
-        return "starting", 0, None
-    record = read_json(file)
-    return str(record["stage"]), int(record["done"]), int(record["total"])
+def as_record(launch: Launch, states: list[RunStatus]) -> dict[str, Any]:
+    """Everything for --json; keys are added in later versions, never renamed or dropped."""
+    phases: dict[str, int] = {}
+    for state in states:
+        phases[state.phase] = phases.get(state.phase, 0) + 1
+    return {
+        "version": SCHEMA_VERSION,
+        "launch": str(launch.path),
+        "at": time.time(),
+        "phases": phases,
+        "gpu_hours": sum(state.gpu_hours for state in states),
+        "budget_gpu_hours": launch.budget_gpu_hours,
+        "runs": [asdict(state) for state in states],
+    }
 
 
 def wait_for_others(launch: Launch) -> None:
     """Return once no process is at work on a run: workers of a killed launcher save before they leave."""
     while any(run.folder.is_locked() for run in launch.runs.values()):
         time.sleep(0.2)
-
-
-def to_submit(launch: Launch, retry_failed: bool) -> tuple[list[PlannedRun], list[RunStatus]]:
-    """Runs that nobody is working on and that are not finished, and the state of all."""
-    states = status(launch)
-    if any(state.phase == "unknown" for state in states):
-        raise SchedulerError(
-            "SLURM does not say which runs are alive; nothing was submitted, try again later"
-        )
-    wanted = {"planned", "stopped", "lost"} | ({"failed"} if retry_failed else set())
-    return [launch.runs[state.name] for state in states if state.phase in wanted], states

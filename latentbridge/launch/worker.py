@@ -1,4 +1,4 @@
-"""The task on every node: it owns the signals, starts torchrun, and writes down how each attempt ended.
+"""The task on every node: it owns the signals, starts the ranks, and writes down how each attempt ended.
 
 python -m latentbridge.launch.worker LAUNCH --run NAME       one run, on this machine
 python -m latentbridge.launch.worker LAUNCH --token TOKEN    this SLURM task's run, from the ledger
@@ -7,41 +7,40 @@ python -m latentbridge.launch.worker LAUNCH --token TOKEN    this SLURM task's r
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from latentbridge.errors import LockedError
-from latentbridge.job import (
-    ATTEMPT_VARIABLE,
-    CHECKPOINTED,
-    GUARDIAN_VARIABLE,
-    LOCK_PATIENCE_S,
-    STOP_REQUEST,
-    die_with_parent,
-)
-from latentbridge.launch.causes import Cause, classify, may_retry
-from latentbridge.launch.ledger import Ledger
+from latentbridge.errors import LockedError, SchedulerError
+from latentbridge.job import ATTEMPT_VARIABLE, CHECKPOINTED, LOCK_PATIENCE_S, STOP_REQUEST, die_with_parent
+from latentbridge.launch import own_job
+from latentbridge.launch.account import over_budget
+from latentbridge.launch.attempt import SIGNALLED, Ending, close_lost, conclude, read_opening
+from latentbridge.launch.causes import Cause, classify
+from latentbridge.launch.nodes import dead_among, report_bad
+from latentbridge.launch.ranks import HUNG, Ranks, end_file
 from latentbridge.launch.record import Launch, PlannedRun
+from latentbridge.launch.slurm_text import node_names
 from latentbridge.launch.torchrun import child_environment, free_port, head_address, torchrun_command
-from latentbridge.rundir import hold_lock, read_json, read_jsonl, write_json
+from latentbridge.rundir import hold_lock, read_json, write_json
 
-# STOPPED: saved on request. AGAIN: outside SLURM nobody requeues, so whoever started the worker does it again
+# STOPPED: its end is written down, and SLURM or a person starts it again.
+# AGAIN: outside SLURM nobody requeues, so whoever started the worker does it again
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_AGAIN = 0, 1, 85, 86
 # outside SLURM ranks may take this long to save after a request to stop, before they are killed
 SAVE_GRACE_S = 600
 # SLURM looks at time limits twice a minute; what is left of the signal's lead after that is ours
 SLURM_SLACK_S = 30
 JOIN_TIMEOUT_S = LOCK_PATIENCE_S + 60
-# a node whose ranks failed says so by this file; torchrun on the others may not notice by itself
-NODE_FAILED = "node_failed"
-NODE_FAILED_GRACE_S = 15
+# a node whose ranks lost their peers waits so long for word from the others, and they for its verdict
+PEER_PATIENCE_S = 30
+HEALTH_TIMEOUT_S = 120
 TIME_LIMIT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -55,41 +54,105 @@ class Worker:
         self.folder = run.folder
         self.node = int(os.environ.get("SLURM_NODEID", "0")) if on_slurm else 0
         self.received: int | None = None
+        self.received_at = 0.0
+        self.oom_kills = own_job.count_oom_kills()
 
     def work(self) -> int:
         """Run one attempt; returns the exit code of this task."""
-        if self.folder.state == "DONE":
+        if self.folder.is_done:
+            if self.node == 0:
+                close_lost(self.launch, self.run, "done", "finished")
             return EXIT_DONE
         for number in (signal.SIGTERM, *TIME_LIMIT_SIGNALS, signal.SIGINT):
             signal.signal(number, self._remember)
         return self._lead() if self.node == 0 else self._follow()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = self.received or number
+        if self.received is None:
+            self.received, self.received_at = number, time.monotonic()
 
     def _lead(self) -> int:
-        unmet = [need for need in self.run.needs if self.launch.runs[need].folder.state != "DONE"]
-        if unmet:
-            self.folder.mark("STOPPED", {"cause": "needs", "message": f"not DONE: {', '.join(unmet)}"})
-            return EXIT_STOPPED
         try:
             lock = hold_lock(self.folder.worker_lock, LOCK_PATIENCE_S)
         except LockedError as error:
             print(error, file=sys.stderr)
-            return EXIT_STOPPED if self.on_slurm and requeue() else EXIT_AGAIN
+            return self._again()
         try:
             return self._attempt()
         finally:
             lock.close()
 
+    def _again(self) -> int:
+        if not self.on_slurm:
+            return EXIT_AGAIN
+        own_job.requeue(self.launch, self.run.resources.nodes)
+        return EXIT_STOPPED
+
     def _attempt(self) -> int:
-        self._close_lost_attempts()
-        self.folder.clear_marker()
+        if not self._close_silent():
+            return EXIT_FAILED  # the attempt that was just closed was the last that its rules allow
         attempt = self.folder.new_attempt()
         self._open_attempt(attempt)
-        began = time.time()
-        exit_code = self._torchrun(attempt, read_json(attempt / "env.json"))
-        return self._conclude(attempt, exit_code, began)
+        refusal = self._refusal()
+        if refusal is None:
+            self.folder.clear_marker()
+            exit_code = self._run_ranks(attempt)
+            cause, message = self._cause(attempt, exit_code)
+        else:
+            exit_code, (cause, message) = None, refusal
+        ending = Ending(cause=cause, message=message, exit_code=exit_code, ended=time.time())
+        again = conclude(self.launch, self.run, attempt, ending)
+        if cause == "done":
+            return EXIT_DONE
+        if again:
+            return self._again()
+        return EXIT_STOPPED if self.folder.state == "STOPPED" else EXIT_FAILED
+
+    def _close_silent(self) -> bool:
+        """Write down the end of an attempt before this one that ended without a word; whether to go on."""
+        attempts = self.folder.list_attempts()
+        if not attempts or (attempts[-1] / "exit.json").exists():
+            return True
+        if not self.on_slurm:
+            return close_lost(self.launch, self.run, "killed", "ended without a word: its worker was killed")
+        # a batch shell that was left alive would have said how it ended
+        self._leave_out_dead(read_opening(attempts[-1]).get("nodes", ""))
+        message = "its node died: nobody there could say how it ended"
+        return close_lost(self.launch, self.run, "node_fail", message)
+
+    def _leave_out_dead(self, nodes: str) -> None:
+        """Have later submissions avoid those of these nodes that SLURM holds for dead."""
+        with suppress(SchedulerError):
+            self._report_bad(dead_among(nodes), "SLURM lost it")
+
+    def _report_bad(self, nodes: list[str], reason: str) -> None:
+        report_bad(self.launch.path.parent, nodes, reason, self.run.name, self.launch.cluster.exclude_hours)
+
+    def _refusal(self) -> tuple[Cause, str] | None:
+        """Why this attempt must not start, if so."""
+        held = self.launch.ledger.orders.held.get(self.run.name)
+        if held:
+            return "cancelled", held
+        if over_budget(self.launch):
+            return "budget", f"the launch has used its {self.launch.budget_gpu_hours} GPU-hours"
+        return self._unhealthy()
+
+    def _unhealthy(self) -> tuple[Cause, str] | None:
+        """The first of the profile's health checks that this node fails; the node is then left out."""
+        for command in self.launch.cluster.health_check:
+            try:
+                answer = subprocess.run(
+                    command, shell=True, capture_output=True, text=True, timeout=HEALTH_TIMEOUT_S, check=False
+                )
+                complaint = answer.stderr or answer.stdout if answer.returncode else None
+            except subprocess.TimeoutExpired:
+                complaint = f"no answer in {HEALTH_TIMEOUT_S} s"
+            if complaint is not None:
+                node = own_job.node_name()
+                reason = f"{node} failed the health check `{command}`: {' '.join(complaint.split())[:200]}"
+                self._report_bad([node], reason)
+                return "node_fail", reason
+        return None
 
     def _follow(self) -> int:
         """Another node: join the attempt that the head node opened for this start of this job."""
@@ -99,163 +162,133 @@ class Worker:
                 f"the head node opened no attempt of {self.run.name} in {JOIN_TIMEOUT_S} s", file=sys.stderr
             )
             return EXIT_FAILED
-        exit_code = self._torchrun(attempt, read_json(attempt / "env.json"))
+        unhealthy = self._unhealthy()
+        exit_code = EXIT_FAILED if unhealthy else self._run_ranks(attempt)
+        cause, message = unhealthy or (None, "")
+        end = {"exit_code": exit_code, "oom_kills": self._oom_kills(), "cause": cause, "message": message}
+        write_json(end_file(attempt, self.node), end)
         if exit_code == 0:
             return EXIT_DONE
         # our exit ends the whole job step: the head must have written down how the attempt ended before
-        (attempt / NODE_FAILED).touch()
-        deadline = time.monotonic() + 4 * NODE_FAILED_GRACE_S
-        while time.monotonic() < deadline and not (attempt / "exit.json").exists():
-            time.sleep(0.2)
+        self._wait(lambda: (attempt / "exit.json").exists(), 2 * PEER_PATIENCE_S)
         return EXIT_FAILED
 
     def _find_attempt(self) -> Path | None:
-        deadline = time.monotonic() + JOIN_TIMEOUT_S
-        while time.monotonic() < deadline:
-            for attempt in reversed(self.folder.list_attempts()):
-                environment = attempt / "env.json"
-                if environment.exists() and read_json(environment)["slurm"] == slurm_identity():
-                    return attempt
+        self._wait(lambda: own_job.find_attempt(self.folder) is not None, JOIN_TIMEOUT_S)
+        return own_job.find_attempt(self.folder)
+
+    @staticmethod
+    def _wait(condition: Callable[[], bool], patience_s: float) -> None:
+        deadline = time.monotonic() + patience_s
+        while not condition() and time.monotonic() < deadline:
             time.sleep(0.2)
-        return None
 
     def _open_attempt(self, attempt: Path) -> None:
         write_json(
             attempt / "env.json",
             {
-                "slurm": slurm_identity() if self.on_slurm else None,
+                "slurm": own_job.identity() if self.on_slurm else None,
                 "host": os.uname().nodename,
                 "nodes": os.environ.get("SLURM_JOB_NODELIST", os.uname().nodename),
                 "pid": os.getpid(),
                 "head": head_address(self.run.resources.nodes) if self.on_slurm else "127.0.0.1",
                 "port": free_port(),
-                "started": time.time(),
+                # the GPUs were ours from the start of the job on
+                "started": own_job.began() if self.on_slurm else time.time(),
             },
         )
 
-    def _torchrun(self, attempt: Path, environment: dict[str, Any]) -> int:
+    def _run_ranks(self, attempt: Path) -> int:
+        """Start this node's ranks and wait for them; returns torchrun's exit code."""
+        opened = read_opening(attempt)
         resources = self.run.resources
         if not self.on_slurm and resources.nodes > 1:
             # no second node here: the same ranks, side by side on this machine
             total = resources.nodes * (resources.gpus_per_node or 1)
             resources = resources.model_copy(update={"nodes": 1, "gpus_per_node": total})
-        job = self.launch.code / "jobs" / f"{self.run.job}.py"
         command = torchrun_command(
-            job,
+            self.launch.code / "jobs" / f"{self.run.job}.py",
             self.folder.config,
             resources,
             node=self.node,
-            head=environment["head"],
-            port=environment["port"],
+            head=opened["head"],
+            port=opened["port"],
         )
         variables = child_environment(self.launch.cluster, self.launch.code, self.threads)
-        variables |= {ATTEMPT_VARIABLE: str(attempt), GUARDIAN_VARIABLE: str(os.getpid())}
-        suffix = f"_node{self.node}" if self.node else ""
-        with (
-            open(attempt / f"stdout{suffix}.log", "ab") as out,
-            open(attempt / f"stderr{suffix}.log", "ab") as err,
-        ):
-            child = subprocess.Popen(
-                command,
-                stdout=out,
-                stderr=err,
-                env=variables,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-            return self._watch(child, attempt)
+        variables[ATTEMPT_VARIABLE] = str(attempt)
+        ranks = Ranks(self.folder, attempt, self.node, self.launch.hang_timeout_s)
+        return ranks.run(command, variables, lambda: self._stop_by(attempt))
 
-    def _watch(self, child: subprocess.Popen[bytes], attempt: Path) -> int:
-        """Wait for torchrun; a signal becomes a request to save and stop, and after the grace a kill."""
-        deadline = None
-        while True:
-            try:
-                return child.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                pass
-            if deadline is None and self.received:
-                (attempt / STOP_REQUEST).touch()
-                deadline = time.monotonic() + self._grace_s()
-            if deadline is None and (attempt / NODE_FAILED).exists():
-                deadline = time.monotonic() + NODE_FAILED_GRACE_S
-            if deadline is not None and time.monotonic() > deadline:
-                os.killpg(child.pid, signal.SIGKILL)
-                deadline = math.inf
+    def _stop_by(self, attempt: Path) -> float | None:
+        """Once a signal has come, ask the ranks to save, and say until when they may."""
+        if self.received is None:
+            return None
+        if not (attempt / STOP_REQUEST).exists():
+            (attempt / STOP_REQUEST).touch()
+        if self.node == 0 and not (attempt / SIGNALLED).exists():
+            self._note_signal(attempt)
+        warned = self.on_slurm and self.received in TIME_LIMIT_SIGNALS
+        lead_s = self.launch.cluster.signal_delay_s - SLURM_SLACK_S
+        return self.received_at + (max(10, lead_s) if warned else SAVE_GRACE_S)
 
-    def _grace_s(self) -> float:
-        if self.on_slurm and self.received in TIME_LIMIT_SIGNALS:
-            return max(10, self.launch.cluster.signal_delay_s - SLURM_SLACK_S)
-        return SAVE_GRACE_S
+    def _note_signal(self, attempt: Path) -> None:
+        """Ask SLURM why it signals while it still knows; written down, for we may be killed any moment."""
+        cause, message = self._why_signalled()
+        if cause == "node_fail":
+            self._leave_out_dead(os.environ["SLURM_JOB_NODELIST"])
+        note = {"signal": self.received, "cause": cause, "message": message, "at": time.time()}
+        write_json(attempt / SIGNALLED, note)
 
-    def _conclude(self, attempt: Path, exit_code: int, began: float) -> int:
-        cause, message = self._cause(attempt, exit_code)
-        record = {"cause": cause, "message": message, "exit_code": exit_code, "step": self._last_step()}
-        write_json(
-            attempt / "exit.json", record | {"began": began, "ended": time.time(), "gpus": self._gpus()}
-        )
-        if cause == "done":
-            return EXIT_DONE
-        failed = cause in ("error", "refused", "oom", "node_fail")
-        if may_retry(self.folder, cause, self.launch.retry):
-            if not self.on_slurm:
-                return EXIT_AGAIN
-            if requeue():
-                return EXIT_STOPPED
-        self.folder.mark("FAILED" if failed else "STOPPED", record | {"attempt": attempt.name})
-        return EXIT_FAILED if failed else EXIT_STOPPED
+    def _why_signalled(self) -> tuple[Cause, str]:
+        if held := self.launch.ledger.orders.held.get(self.run.name):
+            return "cancelled", held
+        if not self.on_slurm:
+            return "stopped", "asked to stop"
+        try:
+            return own_job.why_signalled(warned=self.received in TIME_LIMIT_SIGNALS)
+        except SchedulerError as error:
+            return "preempted", f"signal {self.received}; {error}"
 
     def _cause(self, attempt: Path, exit_code: int) -> tuple[Cause, str]:
-        if self.folder.state == "DONE":
+        if self.folder.is_done:
             return "done", "finished"
-        near_the_limit = self.received in TIME_LIMIT_SIGNALS
-        if (attempt / CHECKPOINTED).exists():
-            step = read_json(attempt / CHECKPOINTED)["step"]
-            if near_the_limit:
-                return "timeout", f"saved at update {step}: the time limit came near"
-            return "stopped", f"saved at update {step}: asked to stop"
-        if self.received:
-            return ("timeout" if near_the_limit else "preempted"), "ended before it could save"
-        return classify(exit_code, attempt)
+        checkpointed = attempt / CHECKPOINTED
+        saved = f"saved at update {read_json(checkpointed)['step']}" if checkpointed.exists() else ""
+        if (attempt / SIGNALLED).exists():
+            signalled = read_json(attempt / SIGNALLED)
+            return signalled["cause"], f"{saved or 'ended before it could save'}: {signalled['message']}"
+        if (attempt / HUNG).exists():
+            silent, last = read_json(attempt / HUNG)["silent_s"], self.folder.read_progress()
+            where = "at {stage} {done}/{total}".format(**last) if last else "before its first step"
+            return "hang", f"no rank moved for {silent} s, {where}; every rank's stack is in {attempt}/stacks"
+        # without a request it was torchrun that stopped the others of a rank that failed
+        if saved and (attempt / STOP_REQUEST).exists():  # by `latentbridge cancel` without SLURM
+            return ("cancelled" if self.run.name in self.launch.ledger.orders.held else "stopped"), saved
+        return self._failure(attempt, exit_code)
 
-    def _close_lost_attempts(self) -> None:
-        """Give every attempt that ended without a word an exit record: it was killed from outside."""
-        for attempt in self.folder.list_attempts():
-            if not (attempt / "exit.json").exists():
-                message = "ended without an exit record: preempted, or its node or worker was killed"
-                record = {
-                    "cause": "preempted",
-                    "message": message,
-                    "exit_code": None,
-                    "step": self._last_step(),
-                }
-                write_json(attempt / "exit.json", record)
+    def _failure(self, attempt: Path, exit_code: int) -> tuple[Cause, str]:
+        """What made the ranks fail: told by this node's logs, or by what other nodes say or keep silent."""
+        others = range(1, self.run.resources.nodes) if self.on_slurm else range(0)
+        found = classify(exit_code, attempt, self._oom_kills())
+        if others and found.is_aftermath:
+            ends = [end_file(attempt, node) for node in others]
+            self._wait(lambda: all(end.exists() for end in ends), PEER_PATIENCE_S)
+        told = {node: read_json(end) for node in others if (end := end_file(attempt, node)).exists()}
+        for end in told.values():
+            if end["cause"]:
+                return end["cause"], end["message"]
+        if not found.is_aftermath:
+            return found.cause, found.message
+        if silent := [node for node in others if node not in told]:
+            names = [node_names(os.environ["SLURM_JOB_NODELIST"])[node] for node in silent]
+            self._report_bad(names, "its peers lost it")
+            return "node_fail", f"no word from {', '.join(names)}; the others lost it: {found.message}"
+        kills = self._oom_kills() + sum(end["oom_kills"] for end in told.values())
+        found = classify(exit_code, attempt, kills)
+        return found.cause, found.message
 
-    def _last_step(self) -> int:
-        return max((record["step"] for record in read_jsonl(self.folder.train_log)), default=0)
-
-    def _gpus(self) -> int:
-        return self.run.resources.nodes * (self.run.resources.gpus_per_node or 1)
-
-
-def slurm_identity() -> str | None:
-    """What tells this start of this job from every other: SLURM keeps the id when it requeues."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return f"{job}.{os.environ.get('SLURM_RESTART_COUNT', '0')}" if job else None
-
-
-def requeue() -> bool:
-    """Ask SLURM to start this job again; False where the site forbids it, or SLURM is doing so already."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    # the last task of an array has the array's own id: by that, all tasks would be requeued
-    job = f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
-    try:
-        answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
-    except OSError as error:  # inside a container, say
-        print(f"scontrol requeue {job}: {error}", file=sys.stderr)
-        return False
-    if answer.returncode != 0:
-        print(f"scontrol requeue {job}: {answer.stderr.strip()}", file=sys.stderr)
-    return answer.returncode == 0
+    def _oom_kills(self) -> int:
+        return own_job.count_oom_kills() - self.oom_kills
 
 
 def main() -> None:
@@ -271,11 +304,10 @@ def main() -> None:
     if args.run:
         # without a launcher: save what there is, and leave
         die_with_parent(signal.SIGTERM)
-        name = args.run
+        run = launch.run(args.run)
     else:
-        submission = Ledger(launch.path / "ledger").read(args.token)
-        name = submission.runs[int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))]
-    raise SystemExit(Worker(launch, launch.runs[name], args.threads, on_slurm=bool(args.token)).work())
+        run = own_job.find_run(launch, args.token)
+    raise SystemExit(Worker(launch, run, args.threads, on_slurm=bool(args.token)).work())
 
 
 if __name__ == "__main__":

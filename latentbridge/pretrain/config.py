@@ -56,6 +56,10 @@ class PretrainConfig(JobConfig):
     early_stop: EarlyStopConfig = EarlyStopConfig(metric="answer_nll", mode="min")
     eval: EvalConfig = EvalConfig()
 
+    def metric_names(self) -> tuple[str, ...]:
+        """What `score` measures."""
+        return "accuracy", "answer_nll"
+
     @model_validator(mode="after")
     def _problems_are_short(self) -> PretrainConfig:
         if self.problems.name != "word_problems":

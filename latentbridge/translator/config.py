@@ -108,6 +108,18 @@ class TranslatorConfig(JobConfig):
     # states of the frozen source on disk, once for all runs of a launch; False reads anew for every batch
     cache_source_states: bool = False
 
+    def metric_names(self) -> tuple[str, ...]:
+        """What `metrics_of` gives for the final evaluation, where answers are always generated."""
+        from latentbridge.translator.metrics import ANSWERED, BRIDGED, TEXT
+
+        recovered = ("", *(f"_{name}" for name in (*BRIDGED, "cut_text") if name != "bridged"))
+        return (
+            *(f"{name}_nll" for name in (*BRIDGED, *TEXT)),
+            *(f"context_recovered{suffix}" for suffix in recovered),
+            *(f"compression_{part}" for part in ("question", "prompt")),
+            *(f"{name}_accuracy" for name in ANSWERED),
+        )
+
     @model_validator(mode="after")
     def _best_can_be_measured(self) -> TranslatorConfig:
         if self.early_stop.metric.endswith("_accuracy") and not self.eval.generate_every_eval:

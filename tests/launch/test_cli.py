@@ -61,7 +61,10 @@ def test_status_as_json_lists_every_run(write_spec, project, capsys):
 
     assert run("status", folder, "--json") == 0
 
-    assert [(r["name"], r["phase"]) for r in json.loads(capsys.readouterr().out)] == [
+    told = json.loads(capsys.readouterr().out)
+    assert told["version"] == 1
+    assert told["phases"] == {"planned": 3}
+    assert [(run["name"], run["phase"]) for run in told["runs"]] == [
         ("s-s4", "planned"),
         ("s-s5", "planned"),
         ("s-s6", "planned"),

@@ -1,28 +1,27 @@
-"""Intents before submissions, and a lock that survives its holder's death but not a live holder."""
+"""Intents before submissions, and what people ask about single runs."""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
-import subprocess
-import sys
 import time
 
-import pytest
-
-from latentbridge.errors import LockedError
-from latentbridge.launch.ledger import Ledger, lease
+from latentbridge.launch.ledger import Ledger, Orders
 
 
 def test_an_intent_is_on_disk_before_the_answer_and_the_answer_replaces_it(tmp_path):
     ledger = Ledger(tmp_path)
 
     intent = ledger.intend(["a", "b", "c"])
-    assert ledger.latest()["b"].job_id is None
+    assert Ledger(tmp_path).latest()["b"].submission.job_id is None
     ledger.accepted(intent, "71")
 
-    assert ledger.latest()["b"].task_id("b") == "71_1"
+    assert Ledger(tmp_path).latest()["b"].task == "71_1"
+
+
+def test_a_job_of_one_run_has_no_index(tmp_path):
+    ledger = Ledger(tmp_path)
+    ledger.accepted(ledger.intend(["a"]), "5")
+
+    assert ledger.latest()["a"].task == "5"
 
 
 def test_a_refused_submission_leaves_the_one_before_it_in_force(tmp_path):
@@ -31,62 +30,57 @@ def test_a_refused_submission_leaves_the_one_before_it_in_force(tmp_path):
 
     ledger.refused(ledger.intend(["a"]), "no such partition")
 
-    assert ledger.latest()["a"] == first
-    assert first.task_id("a") == "5"
+    assert ledger.latest()["a"].submission == first
 
 
-def test_a_held_lease_is_refused_naming_its_holder(tmp_path):
-    path = tmp_path / "lock"
-    with lease(path, "the launch"), pytest.raises(LockedError, match=f"process {os.getpid()} on"):  # noqa: SIM117
-        with lease(path, "the launch"):
-            pass
+def test_an_answer_that_another_process_wrote_is_seen_by_who_read_the_intent_before(tmp_path):
+    mine, other = Ledger(tmp_path), Ledger(tmp_path)
+    intent = mine.intend(["a"])
+    assert mine.latest()["a"].task is None
 
-    assert not path.exists()
+    other.accepted(intent, "9")
 
-
-def test_the_lock_of_a_killed_process_of_this_host_is_taken_over_at_once(tmp_path):
-    path = tmp_path / "lock"
-    script = "from latentbridge.launch.ledger import lease; from pathlib import Path; import os, signal\n"
-    script += f"with lease(Path({str(path)!r}), 'x'): os.kill(os.getpid(), signal.SIGKILL)"
-    subprocess.run([sys.executable, "-c", script], check=False)
-    assert path.exists()
-
-    with lease(path, "the launch"):
-        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert mine.latest()["a"].task == "9"
 
 
-def test_the_lock_of_another_host_is_taken_over_only_when_its_lease_ran_out(tmp_path):
-    path = tmp_path / "lock"
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "abc"}))
-    with pytest.raises(LockedError, match="on elsewhere"), lease(path, "the launch"):
-        pass
+def test_orders_outlive_the_process_that_gave_them(tmp_path):
+    Ledger(tmp_path).intend(["a"])
+    assert Ledger(tmp_path).orders == Orders()
 
-    old = time.time() - 61
-    os.utime(path, (old, old))
-    with lease(path, "the launch"):
-        pass
+    Ledger(tmp_path).order(Orders(held={"a": "cancelled"}, forgiven={"b": 3}))
+
+    assert Ledger(tmp_path).orders.forgiven == {"b": 3}
 
 
-def _grab(path, results):
-    try:
-        with lease(path, "x"):
-            results.put("held")
-            time.sleep(0.5)
-    except LockedError:
-        results.put("refused")
+def test_a_later_submission_counts_even_if_the_clock_of_its_host_is_behind(tmp_path, monkeypatch):
+    ledger = Ledger(tmp_path)
+    ledger.accepted(ledger.intend(["a"]), "5")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+
+    ledger.accepted(Ledger(tmp_path).intend(["a"]), "6")
+
+    assert Ledger(tmp_path).latest()["a"].task == "6"
 
 
-def test_of_many_who_find_a_dead_lock_exactly_one_gets_it(tmp_path):
-    path = tmp_path / "lock"
-    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "abc"}))
-    os.utime(path, (1, 1))
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    takers = [context.Process(target=_grab, args=(path, results)) for _ in range(6)]
-    for taker in takers:
-        taker.start()
-    outcomes = sorted(results.get(timeout=20) for _ in takers)
-    for taker in takers:
-        taker.join()
+def test_a_job_whose_run_was_given_to_another_since_is_not_current(tmp_path):
+    ledger = Ledger(tmp_path)
+    first = ledger.intend(["a", "b"])
+    assert ledger.is_current(first.token, "a")
 
-    assert outcomes == ["held"] + ["refused"] * 5
+    Ledger(tmp_path).refused(first, "no answer")
+    assert not ledger.is_current(first.token, "a")
+    second = Ledger(tmp_path).intend(["a"])
+
+    assert ledger.is_current(second.token, "a")
+    assert not ledger.is_current(first.token, "b")
+
+
+def test_the_bound_of_an_array_is_remembered_where_squeue_forgets_it(tmp_path):
+    ledger = Ledger(tmp_path)
+    answered = ledger.accepted(ledger.intend(["a", "b", "c"], parallel=1), "5")
+
+    ledger.throttled(answered, 2)
+
+    (found,) = Ledger(tmp_path)
+    assert (found.parallel, found.job_id) == (2, "5")

@@ -24,6 +24,11 @@ def launch(*words):
     return subprocess.run(command(*words), capture_output=True, text=True, check=False, timeout=120)
 
 
+def latentbridge(*words):
+    command = [sys.executable, "-m", "latentbridge.launch.cli", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
 def counted(project):
     return [path.parent.name for path in project.glob("runs/*/*/count.json")]
 
@@ -91,8 +96,8 @@ def test_a_run_that_always_fails_is_given_up_and_its_dependent_never_starts(writ
     folder = the_launch(project)
     assert done.returncode == 1
     assert read_json(folder / "a" / "FAILED")["message"] == "ValueError: told to fail at 2"
-    assert read_json(folder / "b" / "STOPPED")["cause"] == "needs"
-    assert not (folder / "b" / "count.json").exists()
+    assert not (folder / "b" / "attempts").exists()
+    assert "b: blocked: needs a (failed)" in done.stdout
     assert (folder / "c" / "DONE").exists()
     assert "told to fail at 2" in done.stdout
 
@@ -167,9 +172,35 @@ def test_what_a_failed_run_kept_from_starting_runs_once_that_is_done(write_spec,
     write_spec(text)
     assert launch("spec").returncode == 1
 
-    assert launch("spec", "--retry-failed").returncode == 0
+    again = latentbridge("retry", the_launch(project) / "a")
 
+    assert again.returncode == 0, again.stdout + again.stderr
     assert (the_launch(project) / "b" / "DONE").exists()
+
+
+def test_a_cancelled_run_saves_what_it_has_others_go_on_and_retry_brings_it_back(write_spec, project):
+    write_spec("""
+        name: s
+        job: count
+        cluster: local
+        runs: {a: {steps: 60, step_s: 0.2}, b: {steps: 25, step_s: 0.2}, c: {steps: 3}}
+        """)
+    child = subprocess.Popen(command("spec"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: {"a", "b"} <= set(counted(project)))
+    folder = the_launch(project)
+
+    for run in ("a", "c"):  # one at work, one that waits for its turn
+        assert latentbridge("cancel", folder / run).returncode == 0
+
+    assert child.wait(timeout=90) == 1
+    assert (folder / "b" / "DONE").exists()
+    assert read_json(folder / "a" / "STOPPED")["cause"] == "cancelled"
+    assert 0 < read_json(folder / "a" / "count.json")["done"] < 60
+    assert not (folder / "c" / "count.json").exists()
+    back = latentbridge("retry", folder / "a", folder / "c")
+    assert back.returncode == 0, back.stdout + back.stderr
+    assert steps_of(folder / "a") == list(range(1, 61))
+    assert (folder / "c" / "DONE").exists()
 
 
 def test_a_local_launch_inside_an_allocation_leaves_that_job_alone(
@@ -197,7 +228,7 @@ def test_a_launch_folder_of_other_runs_is_not_continued(write_spec, project):
     refused = launch("two", "--continue", the_launch(project))
 
     assert refused.returncode == 2
-    assert "other runs than two describes" in refused.stderr
+    assert "other runs than two.yaml describes" in refused.stderr
 
 
 def test_going_on_after_an_edit_says_that_the_old_code_runs(write_spec, project):

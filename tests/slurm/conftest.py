@@ -1,13 +1,19 @@
-"""A real SLURM cluster for the tests of this folder: started once a session, in a folder of its own."""
+"""A real SLURM cluster for the tests of this folder: started once a session, in a folder of its own.
+
+pytest tests/slurm --torture   only what is marked `repeats(n)` or `torture`, n times, with a report
+"""
 
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from launching import wait_for
+from slurm_launching import PROFILE, STAND_IN
+from torture import Torture
 
 HERE = Path(__file__).parent
 TESTCLUSTER = HERE.parents[1] / "slurm/testcluster"
@@ -42,9 +48,30 @@ class Cluster:
         self.testcluster("restore", node)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--torture", action="store_true", help="repeat what is marked so; hours")
+    parser.addoption("--torture-report", type=Path, help="file of its report (default: under benchmarks/)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "repeats(n): runs n times with --torture, else once")
+    config.addinivalue_line("markers", "torture: runs with --torture only")
+    if config.getoption("torture", False):
+        config.pluginmanager.register(Torture(config.getoption("torture_report")))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    mark = metafunc.definition.get_closest_marker("repeats")
+    if mark and metafunc.config.getoption("torture", False):
+        metafunc.fixturenames.append("repeat")
+        metafunc.parametrize("repeat", range(mark.args[0]))
+
+
 # first, for -m and xdist look at the marks
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("torture", False):
+        items[:] = [item for item in items if not item.get_closest_marker("torture")]
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.slurm)
@@ -83,7 +110,42 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def cluster_without_accounting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A second cluster, of one node, where sacct knows nothing; only its own `run` leads to it."""
-    settings = {"SLURM_TEST_ACCT": "0", "SLURM_TEST_NODES": "1"}
+    """A second cluster, of one node, that forgets an ended job after 5 s; only its own `run` leads to it."""
+    settings = {"SLURM_TEST_ACCT": "0", "SLURM_TEST_NODES": "1", "SLURM_TEST_MIN_JOB_AGE": "5"}
     with running_cluster(tmp_path_factory.mktemp("bare"), **settings) as made:
         yield made
+
+
+@pytest.fixture
+def slurm_project(cluster: Cluster, project: Path) -> Iterator[Path]:
+    """The counting project with the test profile; its jobs leave the queue before the next test."""
+    (project / "slurm" / "test.yaml").write_text(PROFILE)
+    yield project
+    cluster.run("scancel", "--user=root")
+    wait_for(lambda: not cluster.run("squeue", "--noheader").stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose `torch.distributed.run` starts one rank at once."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    package = folder / "torch" / "distributed"
+    package.mkdir(parents=True)
+    for init in (package.parent, package):
+        (init / "__init__.py").touch()
+    (package / "run.py").write_text(STAND_IN)
+    return folder
+
+
+@pytest.fixture
+def profile(slurm_project: Path, stand_in: Path) -> Callable[..., None]:
+    """Write the test profile anew, with a stand-in for torchrun and further settings."""
+
+    def write(**settings: str | int) -> None:
+        kept = [line for line in PROFILE.splitlines() if line.split(":")[0] not in settings]
+        lines = [f"{key}: {value}" for key, value in settings.items()]
+        setup = f"setup: ['export PYTHONPATH={stand_in}']"
+        (slurm_project / "slurm" / "test.yaml").write_text("\n".join([*kept, *lines, setup]) + "\n")
+
+    write()
+    return write

@@ -110,3 +110,7 @@ def test_a_record_starts_with_the_eleven_published_keys_in_their_order():
         "2",
         True,
     )
+
+
+def test_the_config_names_every_metric_of_the_final_evaluation(configure):
+    assert set(configure().metric_names()) == set(measure(sample()))

@@ -1,0 +1,215 @@
+"""The one step that brings a launch forward: find what nobody is working on, submit what may start.
+
+The launch command, `watch`, every job's epilogue and the job that comes last all take it, one at a time.
+It may be taken at any moment, any number of times: what is done, queued or held is left alone.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from latentbridge.errors import LatentbridgeError, PreflightError, RunError, SchedulerError
+from latentbridge.launch import slurm
+from latentbridge.launch.attempt import close_lost
+from latentbridge.launch.lease import Lease, lease
+from latentbridge.launch.ledger import Submission
+from latentbridge.launch.record import Launch, PlannedRun, settle_config
+from latentbridge.launch.squeue import Job, Queue
+from latentbridge.launch.status import ACTIVE, LOST_AFTER_S, Monitor, RunStatus
+from latentbridge.launch.submit import (
+    FINISH,
+    SubmitLimitError,
+    group_runs,
+    settle_open,
+    submit_array,
+    submit_finish,
+)
+
+LOCK = "ledger/lock"
+
+
+@dataclass
+class Advance:
+    """What one step did."""
+
+    states: list[RunStatus]
+    submitted: list[Submission] = field(default_factory=list)
+    # runs that may start as soon as limits let them
+    left: int = 0
+    over_budget: bool = False
+    # why no job waits for the end of all runs, where none does
+    warning: str = ""
+    # what was refused, for reasons that waiting does not cure
+    refusals: list[LatentbridgeError] = field(default_factory=list)
+
+    @property
+    def num_submitted(self) -> int:
+        """Runs, not jobs."""
+        return sum(len(submission.runs) for submission in self.submitted)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no run is at work or will be, as things are."""
+        return not is_moving(self.states) and (self.left == 0 or self.over_budget)
+
+
+def is_moving(states: list[RunStatus]) -> bool:
+    """Whether any run is queued or at work, as far as anybody knows."""
+    return any(state.phase in (*ACTIVE, "unknown") for state in states)
+
+
+def advance(launch: Launch, *, by_user: bool = False, patience_s: float = 0) -> Advance:
+    """Take one step; LockedError if someone else does for `patience_s`, SchedulerError if SLURM is silent.
+
+    by_user: somebody asked for it now, so runs whose job vanished from the queue before it began, by an
+    operator's hand perhaps, are submitted again as well.
+    Where SLURM refuses some runs, the others are submitted; then the first refusal is raised.
+    """
+    with lease(launch.path / LOCK, f"submitting {launch.name}", patience_s) as held:
+        monitor = Monitor(launch)
+        states, queue = _poll(monitor, wait=by_user)
+        has_settled = settle_open(launch, queue)
+        if _close_silent(launch, states) or has_settled:
+            states = monitor.poll(queue)
+        ready = [launch.runs[state.name] for state in states if _may_start(state, by_user)]
+        step = Advance(states, left=len(ready))
+        budget = launch.budget_gpu_hours
+        step.over_budget = budget is not None and sum(state.gpu_hours for state in states) >= budget
+        if not step.over_budget:
+            _submit(launch, held, queue, ready, step)
+        _follow_up(launch, held, queue, step)
+        if step.submitted:
+            step.states = monitor.poll()
+        if step.refusals:
+            raise step.refusals[0]
+        return step
+
+
+def may_free_something(launch: Launch) -> bool:
+    """Whether the end of one job may let another start: told from the ledger alone, without asking SLURM."""
+    placed = launch.ledger.latest()
+    held = launch.ledger.orders.held
+    arrays = {place.submission.token for run, place in placed.items() if run != FINISH}
+    return (
+        len(arrays) > 1 or FINISH not in placed or any(run not in placed | held for run in launch.run_names)
+    )
+
+
+def _poll(monitor: Monitor, wait: bool) -> tuple[list[RunStatus], Queue]:
+    """The states now; with `wait`, once those that left the queue moments ago have settled."""
+    deadline = time.monotonic() + (3 * LOST_AFTER_S if wait else 0)
+    while True:
+        states = monitor.poll()
+        if monitor.queue is None:
+            raise SchedulerError(
+                "SLURM does not say which runs are alive, so nothing was submitted. Run the same command "
+                "again when it answers"
+            )
+        if time.monotonic() >= deadline or not any(state.phase == "unknown" for state in states):
+            return states, monitor.queue
+        time.sleep(1)
+
+
+def _close_silent(launch: Launch, states: list[RunStatus]) -> bool:
+    """Write down the end of attempts whose worker died silently; True if there were any."""
+    lost = [state for state in states if state.phase == "lost" and state.attempts]
+    for state in lost:
+        close_lost(launch, launch.runs[state.name], state.cause or "node_fail", state.detail)
+    return bool(lost)
+
+
+def _may_start(state: RunStatus, by_user: bool) -> bool:
+    if state.phase == "lost":
+        # it never began: somebody may have taken it out of the queue
+        return by_user
+    return state.phase in ("planned", "stopped")
+
+
+def _submit(launch: Launch, held: Lease, queue: Queue, ready: list[PlannedRun], step: Advance) -> None:
+    """Submit what the limits of site and spec let in, in the order of the plan."""
+    capacity = launch.cluster.max_parallel - _committed(launch, queue)
+    capacity -= _raise_throttle(launch, queue, capacity)
+    room = _room(launch, queue)
+    for group in group_runs(_with_settled_config(launch, ready, step) if capacity > 0 and room > 0 else []):
+        while group and capacity > 0 and room > 0:
+            chunk = group[: min(room, _longest_array(launch))]
+            parallel = min(capacity, len(chunk))
+            try:
+                step.submitted.append(submit_array(launch, held, chunk, parallel))
+            except SubmitLimitError:
+                # more was queued than we were told of: half, and at last none until something ends
+                room = len(chunk) // 2
+                continue
+            except PreflightError as refusal:
+                step.refusals.append(refusal)
+                step.left -= len(group)
+                break
+            group = group[len(chunk) :]
+            step.left -= len(chunk)
+            room -= len(chunk)
+            capacity -= parallel
+
+
+def _with_settled_config(launch: Launch, ready: list[PlannedRun], step: Advance) -> list[PlannedRun]:
+    """Those whose references to other runs could be resolved; a metric that turned out void bars a run."""
+    sound = []
+    for run in ready:
+        try:
+            settle_config(launch, run)
+        except RunError as refusal:
+            step.refusals.append(refusal)
+            step.left -= 1
+        else:
+            sound.append(run)
+    return sound
+
+
+def _arrays(launch: Launch, queue: Queue) -> list[tuple[Submission, Job]]:
+    """This launch's arrays and jobs in the queue, the finishing job apart."""
+    found = [(s, queue.jobs[s.token]) for s in launch.ledger if s.token in queue.jobs and s.runs != (FINISH,)]
+    return [(submission, job) for submission, job in found if job.alive]
+
+
+def _committed(launch: Launch, queue: Queue) -> int:
+    """How many runs may be at work at a time, now or later, by what was submitted."""
+    return sum(min(submission.parallel, len(job.alive)) for submission, job in _arrays(launch, queue))
+
+
+def _raise_throttle(launch: Launch, queue: Queue, capacity: int) -> int:
+    """Let an array whose tasks wait have the capacity that others no longer use; returns how much it took."""
+    for submission, job in _arrays(launch, queue):
+        more = min(capacity, len(job.alive) - submission.parallel)
+        if more > 0:
+            parallel = submission.parallel + more
+            # written first: a bound that is believed higher than it is lets too few start, never too many
+            launch.ledger.throttled(submission, parallel)
+            slurm.call("scontrol", "update", f"JobId={job.job_id}", f"ArrayTaskThrottle={parallel}")
+            return more
+    return 0
+
+
+def _room(launch: Launch, queue: Queue) -> int:
+    """Jobs and array tasks that may be added to the queue; one place is kept for the finishing job."""
+    limits = launch.limits
+    limit = limits.submit_limit(launch.cluster) if limits else launch.cluster.submit_limit
+    return len(launch.runs) if limit is None else max(0, limit - queue.total - 1)
+
+
+def _longest_array(launch: Launch) -> int:
+    """Tasks in one array: their indices, from 0 on, must lie below MaxArraySize, and 0 forbids arrays."""
+    size = launch.limits.max_array_size if launch.limits else None
+    return 1000 if size is None else max(1, size)
+
+
+def _follow_up(launch: Launch, held: Lease, queue: Queue, step: Advance) -> None:
+    """See to it that a job waits for all that is queued, to go on from there or to preserve."""
+    active = {job.job_id for _, job in _arrays(launch, queue)}
+    active |= {submission.job_id for submission in step.submitted if submission.job_id}
+    last = launch.ledger.latest().get(FINISH)
+    waiting = last and queue.jobs.get(last.submission.token)
+    if active and not (waiting and any(task.waits for task in waiting.alive)):
+        try:
+            submit_finish(launch, held, sorted(active, key=int))
+        except PreflightError as error:
+            step.warning = f"the runs are submitted, but not the job that preserves them: {error}"

@@ -1,0 +1,198 @@
+"""What `launch.py SPEC` does once the plan is made: check, write the folder, and start what is missing."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from latentbridge.errors import ConfigError, SchedulerError
+from latentbridge.launch import display, submit
+from latentbridge.launch.advance import Advance, advance
+from latentbridge.launch.cluster import check_executor
+from latentbridge.launch.lease import LEASE_S, lease
+from latentbridge.launch.limits import Limits, read_limits
+from latentbridge.launch.names import known_nodes
+from latentbridge.launch.orders import find_skipped, select
+from latentbridge.launch.plan import Plan, code_hash, find_launch, refresh, sweep_drafts, write_launch
+from latentbridge.launch.preflight import preflight
+from latentbridge.launch.record import LIMITS, Launch
+from latentbridge.launch.status import ACTIVE, RunStatus, status, wait_for_others
+from latentbridge.rundir import write_json
+
+EXIT_FAILED, EXIT_BUDGET = 1, 3
+# another launcher, or a job that ends, may be submitting right now; a dead one's lock is free by then
+PATIENCE_S = LEASE_S + 5
+
+
+def launch(plan: Plan, *, folder: Path | None, is_new: bool, only: list[str], skip: list[str]) -> Launch:
+    """The launch folder to work on, checked, made anew or found again, and brought up to date; says which.
+
+    folder: one to go on with;  is_new: make one whatever there is;  only, skip: patterns of run names
+    """
+    runs = plan.root / "runs"
+    skipped = find_skipped([cell.name for cell in plan.cells], only, skip)
+    plan, limits = _checked(plan, is_first=folder is None and (is_new or find_launch(plan, runs) is None))
+    display.console.print(display.plan_table(plan))
+    runs.mkdir(exist_ok=True)
+    # two launchers of one plan make one folder
+    with lease(runs / f".{plan.id}.lock", f"the plan {plan.spec.name} ({plan.id})", PATIENCE_S):
+        made = _named(plan, folder) if folder else None if is_new else find_launch(plan, runs)
+        if made is None:
+            sweep_drafts(runs, plan.spec.name)
+            made = write_launch(plan, runs, [Path(sys.argv[0]).name, *sys.argv[1:]], limits)
+            print(f"made {made.path}")
+        else:
+            print(f"going on with {made.path}")
+            made = _updated(made, plan, limits)
+        select(made, skipped)
+        return made
+
+
+def _named(plan: Plan, folder: Path) -> Launch:
+    launch = Launch(folder.absolute())
+    if launch.plan["id"] != plan.id:
+        raise ConfigError(
+            f"{folder}: it holds other runs than {plan.spec_path.name} describes; leave --continue out"
+        )
+    return launch
+
+
+def _checked(plan: Plan, is_first: bool) -> tuple[Plan, Limits | None]:
+    """The plan, held against this machine and its cluster; PreflightError tells all that is in the way."""
+    check_executor(plan.cluster_name, plan.cluster)
+    limits = read_limits() if plan.cluster.executor == "slurm" else None
+    if limits:
+        # one name that the cluster does not know would have every submission refused
+        known, _ = known_nodes(plan.cluster.exclude, limits)
+        cleaned = plan.cluster.model_copy(update={"exclude": known})
+    for warning in preflight(plan, plan.root / "runs", limits, _scripts(plan) if limits and is_first else {}):
+        print(f"warning: {warning}", file=sys.stderr)
+    return (replace(plan, cluster=cleaned) if limits else plan), limits
+
+
+def _scripts(plan: Plan) -> dict[str, str]:
+    """One sbatch script of every kind, for SLURM itself to judge."""
+    folder = plan.root / "runs" / "unnamed"
+    return {
+        f"run '{group[0].name}'": submit.script(plan.cluster, group[0].resources, folder, "TOKEN", 1, 1)
+        for group in submit.group_runs(plan.planned(folder))
+    }
+
+
+def _updated(launch: Launch, plan: Plan, limits: Limits | None) -> Launch:
+    """An earlier launch of the same plan, with what profile and spec ask of the cluster now."""
+    states = status(launch)
+    if any(state.phase == "unknown" and state.detail == "SLURM does not answer" for state in states):
+        raise SchedulerError(
+            "SLURM does not say which of its runs are queued or at work, so nothing was done. "
+            "Run the same command again when it answers; --new makes a second launch beside this one"
+        )
+    if changed := refresh(launch, plan, any(state.phase in ACTIVE for state in states)):
+        print(f"brought up to date: {', '.join(changed)}")
+    if limits:
+        write_json(launch.path / LIMITS, limits.as_record())
+    if code_hash(plan.root) != launch.plan["code"]["hash"]:
+        print(
+            "the code here has changed since; these runs keep the code they were launched with "
+            "(--new starts afresh)"
+        )
+    return Launch(launch.path)
+
+
+def dry_run(plan: Plan) -> None:
+    """Print the table and the exact lines, with the parts that only a launch can know in capitals."""
+    from latentbridge.launch.torchrun import torchrun_command
+
+    display.console.print(display.plan_table(plan))
+    folder = plan.root / "runs" / f"{plan.spec.name}_STAMP"
+    planned = plan.planned(folder)
+    if plan.cluster.executor == "slurm":
+        for group in submit.group_runs(planned):
+            print(f"\n# sbatch, for {', '.join(run.name for run in group)}")
+            parallel = min(plan.cluster.max_parallel, len(group))
+            print(submit.script(plan.cluster, group[0].resources, folder, "TOKEN", len(group), parallel))
+    print("\n# torchrun, on each node")
+    job = folder / "code" / "jobs" / f"{plan.spec.job}.py"
+    for run in planned:
+        print(shlex.join(torchrun_command(job, run.folder.config, run.resources, head="HEAD")))
+    print(f"\nspec: {plan.spec_path}\ncluster: slurm/{plan.cluster_name}.yaml")
+    print(f"{len(planned)} runs of {plan.total_ranks} ranks in all, {plan.cluster.max_parallel} at a time")
+
+
+def go_on(launch: Launch) -> int:
+    """Start what nobody is working on: as jobs, and return; without SLURM here, until all have ended."""
+    return _submit(launch) if launch.is_slurm else _run_here(launch)
+
+
+def _submit(launch: Launch) -> int:
+    step = advance(launch, by_user=True, patience_s=PATIENCE_S)
+    jobs = ", ".join(str(submission.job_id) for submission in step.submitted)
+    print(f"submitted {step.num_submitted} runs as jobs {jobs}" if jobs else "nothing to submit")
+    if step.left and not step.over_budget:
+        print(f"{step.left} more runs start as the limits of site and spec let them")
+    if step.warning:
+        print(f"warning: {step.warning}\n{_by_hand(launch)}", file=sys.stderr)
+    if step.over_budget:
+        print(f"nothing more is submitted: the budget of {launch.budget_gpu_hours} GPU-hours is used up")
+    if step.has_ended:
+        return max(conclude(launch, step.states), _code(step))
+    display.show_status(launch, step.states)
+    print(f"watch it with: latentbridge watch {shlex.quote(str(launch.path))}")
+    return _code(step)
+
+
+def _code(step: Advance) -> int:
+    if step.over_budget:
+        return EXIT_BUDGET
+    return EXIT_FAILED if any(state.phase == "failed" for state in step.states) else 0
+
+
+def _by_hand(launch: Launch) -> str:
+    return f"when all have ended: latentbridge preserve {shlex.quote(str(launch.path))}"
+
+
+def _run_here(launch: Launch) -> int:
+    with lease(launch.path / "ledger" / "pool.lock", f"running {launch.name}"):
+        return _run_pool(launch)
+
+
+def _run_pool(launch: Launch) -> int:
+    from latentbridge.launch.local import LocalPool
+
+    with display.console.status("waiting for processes that are still at work on these runs"):
+        wait_for_others(launch)
+    states = status(launch)
+    pending = [launch.run(s.name) for s in states if s.phase in ("planned", "stopped", "waiting", "lost")]
+    if pending:
+        pool = LocalPool(launch, pending)
+        with display.Board(total=len(states), done=len(states) - len(pending)) as board:
+            pool.run(board)
+        states = status(launch)
+    else:
+        print("nothing to run: every run has ended")
+    return conclude(launch, states)
+
+
+def conclude(launch: Launch, states: list[RunStatus]) -> int:
+    """Summarise and preserve a launch whose runs have all ended, and say how they did."""
+    from latentbridge.launch.finish import finish
+
+    with display.console.status("summarising and preserving"):
+        archive = finish(launch, Path(launch.plan["archives"]))
+    print((launch.path / "summary.log").read_text())
+    wanted = [state for state in states if state.phase != "held"]
+    for state in wanted:
+        if state.phase != "done":
+            print(f"{state.name}: {state.phase}: {state.detail}")
+            print(f"  latentbridge explain {shlex.quote(str(launch.path / state.name))}")
+    for picture in sorted(launch.path.glob("*.png")):
+        print(f"picture: {picture}")
+    if len(wanted) < len(states):
+        left_out = len(states) - len(wanted)
+        print(f"{left_out} runs are left out; the same command without --only or --skip runs them")
+    print(f"archive: {archive}")
+    if any(state.cause == "budget" for state in states):
+        return EXIT_BUDGET
+    return 0 if all(state.phase == "done" for state in wanted) else EXIT_FAILED

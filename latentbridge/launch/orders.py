@@ -1,0 +1,88 @@
+"""What people ask about single runs: leave it out, cancel it, bring it back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from latentbridge.errors import ConfigError, SchedulerError
+from latentbridge.job import STOP_REQUEST
+from latentbridge.launch import slurm
+from latentbridge.launch.advance import LOCK
+from latentbridge.launch.lease import lease
+from latentbridge.launch.ledger import SKIPPED, Orders
+from latentbridge.launch.record import Launch
+from latentbridge.launch.status import ACTIVE, status
+
+PATIENCE_S = 60
+# an error names so many runs
+MOST_NAMES = 12
+CANCELLED = "cancelled by `latentbridge cancel`"
+
+
+def find_skipped(names: Sequence[str], only: Sequence[str], skip: Sequence[str]) -> list[str]:
+    """The runs that patterns of names leave out; ConfigError if a pattern matches none."""
+    for pattern in (*only, *skip):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            raise ConfigError(
+                f"--only/--skip '{pattern}' matches no run; runs: {', '.join(names[:MOST_NAMES])}{more}"
+            )
+
+    def is_wanted(name: str) -> bool:
+        chosen = not only or any(fnmatchcase(name, pattern) for pattern in only)
+        return chosen and not any(fnmatchcase(name, pattern) for pattern in skip)
+
+    return [name for name in names if not is_wanted(name)]
+
+
+def select(launch: Launch, skipped: Sequence[str]) -> None:
+    """From now on submit no run of these, and all others that nobody cancelled."""
+    with lease(launch.path / LOCK, f"choosing runs of {launch.name}", PATIENCE_S):
+        orders = launch.ledger.orders
+        held = {name: reason for name, reason in orders.held.items() if reason != SKIPPED}
+        held = dict.fromkeys(skipped, SKIPPED) | held
+        if held != orders.held:
+            launch.ledger.order(Orders(held=held, forgiven=orders.forgiven))
+
+
+def cancel(launch: Launch, names: Sequence[str]) -> list[str]:
+    """Stop these runs and start them no more until `retry`; returns those that were not ended already.
+
+    A run at work saves what it has. SchedulerError if SLURM cannot be told; the order stands all the same.
+    """
+    with lease(launch.path / LOCK, f"cancelling runs of {launch.name}", PATIENCE_S):
+        states = {state.name: state for state in status(launch) if state.name in set(names)}
+        open_ = [name for name, state in states.items() if state.phase not in ("done", "failed", "cancelled")]
+        orders = launch.ledger.orders
+        # on disk first: whatever starts or ends from now on knows
+        launch.ledger.order(
+            Orders(held=orders.held | dict.fromkeys(open_, CANCELLED), forgiven=orders.forgiven)
+        )
+    tasks = [states[name].job for name in open_ if states[name].phase in (*ACTIVE, "unknown")]
+    queued = [task for task in tasks if task]
+    if queued:
+        answer = slurm.call("scancel", *queued)
+        if answer.returncode != 0:
+            raise SchedulerError(
+                f"scancel: {answer.stderr.strip()}. The runs are marked as cancelled, but their jobs may "
+                "live on; run the same command again"
+            )
+    for name in open_:
+        if states[name].phase == "running" and not states[name].job:
+            # without SLURM its ranks are asked by file
+            (launch.run(name).folder.list_attempts()[-1] / STOP_REQUEST).touch()
+    return open_
+
+
+def bring_back(launch: Launch, names: Sequence[str]) -> list[str]:
+    """Let failed, cancelled and held runs start again, their earlier attempts forgiven; returns which."""
+    with lease(launch.path / LOCK, f"bringing back runs of {launch.name}", PATIENCE_S):
+        states = {state.name: state for state in status(launch) if state.name in set(names)}
+        wanted = [name for name, s in states.items() if s.phase in ("failed", "cancelled", "held", "lost")]
+        orders = launch.ledger.orders
+        held = {name: reason for name, reason in orders.held.items() if name not in wanted}
+        launch.ledger.order(
+            Orders(held=held, forgiven=orders.forgiven | {name: states[name].attempts for name in wanted})
+        )
+    return wanted

@@ -1,0 +1,224 @@
+"""One step: what nobody works on is submitted, within limits, whatever else goes wrong."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from folders import begin, planned_launch
+
+from latentbridge.errors import PreflightError, SchedulerError
+from latentbridge.launch import advance as advance_module
+from latentbridge.launch import slurm, submit
+from latentbridge.launch import status as status_module
+from latentbridge.launch.advance import advance, may_free_something
+from latentbridge.launch.ledger import Orders
+from latentbridge.launch.record import Launch
+from latentbridge.launch.squeue import Job, Queue, Task
+from latentbridge.rundir import write_json
+
+SPEC = """
+name: s
+job: count
+cluster: test
+seeds: [1, 2, 3, 4, 5, 6, 7]
+runs: {a: {}}
+"""
+RUNNING, WAITING, ENDED = Task("R", "", "gpu01"), Task("PD", "Priority", ""), Task("CA", "", "")
+
+
+class Slurm:
+    """Takes what is submitted, and shows it in its queue; `refuse` says no to scripts that contain a word."""
+
+    def __init__(self, monkeypatch):
+        self.queue = Queue()
+        self.silent = False
+        self.refuse: dict[str, str] = {}
+        self.calls: list[tuple[str, ...]] = []
+        monkeypatch.setattr(slurm, "call", self.call)
+        monkeypatch.setattr(status_module, "read_queue", self.read_queue)
+        monkeypatch.setattr(submit, "read_queue", self.read_queue)
+        monkeypatch.setattr(status_module.sacct, "endings", lambda tasks: {})
+
+    def read_queue(self):
+        if self.silent:
+            raise SchedulerError("silent")
+        return self.queue
+
+    def call(self, *argv, patience_s=0):
+        self.calls.append(argv)
+        if argv[0] != "sbatch":
+            return subprocess.CompletedProcess(argv, 0, "", "")
+        text = Path(argv[1]).read_text()
+        for word, said in self.refuse.items():
+            if word in text:
+                return subprocess.CompletedProcess(argv, 1, "", f"sbatch: error: {said}")
+        number = str(100 + len(self.calls))
+        token = Path(argv[1]).parent.name
+        array = re.search(r"--array=0-(\d+)", text)
+        count = int(array.group(1)) + 1 if array else 1
+        self.queue.jobs[token] = Job(number, dict.fromkeys(range(count), WAITING))
+        self.queue.total += count
+        return subprocess.CompletedProcess(argv, 0, f"Submitted batch job {number}\n", "")
+
+    @property
+    def num_sbatch(self):
+        return len([argv for argv in self.calls if argv[0] == "sbatch"])
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    return Slurm(monkeypatch)
+
+
+@pytest.fixture
+def make_launch(project, write_spec):
+    """A planned launch of a spec under a profile with further lines."""
+
+    def make(spec=SPEC, profile=""):
+        base = "executor: slurm\nresources: {gpus_per_node: 1}\n"
+        (project / "slurm" / "test.yaml").write_text(base + profile)
+        write_spec(spec)
+        return planned_launch(project)
+
+    return make
+
+
+def sizes(launch):
+    return [(len(s.runs), s.parallel) for s in launch.ledger if s.runs != (submit.FINISH,)]
+
+
+def test_a_second_step_submits_nothing_more(make_launch, cluster):
+    launch = make_launch(profile="max_parallel: 3\n")
+
+    first, second = advance(launch), advance(Launch(launch.path))
+
+    assert (first.num_submitted, second.num_submitted) == (7, 0)
+    assert sizes(launch) == [(7, 3)]
+    assert cluster.num_sbatch == 2, "the array, and the job that comes last"
+
+
+def test_no_more_is_queued_than_the_limit_with_a_place_for_the_finishing_job(make_launch, cluster):
+    launch = make_launch(profile="max_parallel: 2\nsubmit_limit: 5\n")
+
+    step = advance(launch)
+
+    assert sizes(launch) == [(4, 2)]
+    assert (step.left, cluster.queue.total) == (3, 5)
+    assert not step.has_ended
+
+
+def test_a_queue_fuller_than_told_halves_the_array_until_it_fits(make_launch, cluster):
+    launch = make_launch(profile="max_parallel: 9\n")
+    cluster.refuse = {"--array=0-6": "QOSMaxSubmitJobPerUserLimit"}
+
+    step = advance(launch)
+
+    assert sizes(launch)[1:] == [(3, 3)]
+    assert step.left == 4
+
+
+def test_capacity_that_others_no_longer_use_goes_to_an_array_that_waits(make_launch, cluster):
+    launch = make_launch(profile="max_parallel: 3\n")
+    submission = launch.ledger.intend([f"a-s{seed}" for seed in range(1, 8)], parallel=1)
+    launch.ledger.accepted(submission, "9")
+    cluster.queue.jobs[submission.token] = Job("9", {0: RUNNING, **dict.fromkeys(range(1, 7), WAITING)})
+
+    advance(launch)
+
+    assert ("scontrol", "update", "JobId=9", "ArrayTaskThrottle=3") in cluster.calls
+    assert launch.ledger.read(submission.token).parallel == 3
+
+
+def test_a_refused_request_stops_neither_the_others_nor_the_finishing_job(make_launch, cluster):
+    launch = make_launch(
+        "name: s\njob: count\ncluster: test\nruns: {big: {resources.nodes: 2}, small: {steps: 5}}"
+    )
+    cluster.refuse = {"--nodes=2": "Batch job submission failed: Node count specification invalid"}
+
+    with pytest.raises(PreflightError, match="Node count"):
+        advance(launch)
+
+    assert {run for s in launch.ledger if s.job_id for run in s.runs} == {"small", submit.FINISH}
+
+
+def test_while_slurm_is_silent_nothing_is_submitted(make_launch, cluster):
+    launch = make_launch()
+    advance(launch)
+    cluster.silent = True
+
+    with pytest.raises(SchedulerError, match="nothing was submitted"):
+        advance(launch)
+
+    assert cluster.num_sbatch == 2
+
+
+def vanish(launch, cluster, seconds=60):
+    """The jobs leave the queue without a trace, long after they were submitted."""
+    for submission in launch.ledger:
+        record = asdict(submission) | {"created": submission.created - seconds}
+        write_json(launch.ledger.folder / f"{submission.token}.json", record)
+    cluster.queue = Queue()
+    return Launch(launch.path)
+
+
+def test_a_job_that_vanished_before_it_began_comes_back_only_if_somebody_asks(make_launch, cluster):
+    launch = make_launch()
+    advance(launch)
+    launch = vanish(launch, cluster)
+
+    by_itself = advance(launch)
+    by_user = advance(launch, by_user=True)
+
+    assert (by_itself.num_submitted, by_itself.has_ended) == (0, True)
+    assert by_user.num_submitted == 7
+
+
+def test_an_attempt_that_ended_without_a_word_is_closed_and_repeated(make_launch, cluster, monkeypatch):
+    launch = make_launch()
+    advance(launch)
+    attempt = begin(launch.run("a-s2"), ago_s=60)
+    launch = vanish(launch, cluster)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 30)
+
+    step = advance(launch)
+
+    assert [run for s in step.submitted for run in s.runs] == ["a-s2"]
+    assert (attempt / "exit.json").exists()
+
+
+def test_a_submission_whose_answer_never_came_is_repeated_without_anybody_asking(make_launch, cluster):
+    launch = make_launch()
+    launch.ledger.intend(launch.run_names)
+    assert advance(launch).num_submitted == 0, "its job may turn up yet"
+
+    launch = vanish(launch, cluster)
+
+    assert advance(launch).num_submitted == 7
+
+
+def test_the_end_of_one_job_matters_where_others_wait_or_nobody_preserves(make_launch, cluster):
+    launch = make_launch(profile="max_parallel: 9\n")
+    assert may_free_something(launch)
+    advance(launch)
+    assert not may_free_something(launch), "SLURM starts the rest of one array by itself"
+
+    launch.ledger.order(Orders(held={"a-s1": "skipped"}))
+    assert not may_free_something(launch)
+    launch.ledger.accepted(launch.ledger.intend(["a-s1"]), "77")
+
+    assert may_free_something(launch), "capacity may pass from one array to another"
+
+
+def test_one_array_at_most_holds_max_array_size_tasks(make_launch, cluster, monkeypatch):
+    launch = make_launch(profile="max_parallel: 9\n")
+    monkeypatch.setattr(advance_module, "_longest_array", lambda launch: 3)
+
+    advance(launch)
+
+    assert sizes(launch) == [(3, 3), (3, 3), (1, 1)]

@@ -1,0 +1,114 @@
+"""A lock that survives its holder's death but not a live holder."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from latentbridge.errors import LockedError
+from latentbridge.launch.lease import lease
+
+
+def test_a_held_lease_is_refused_naming_its_holder(tmp_path):
+    path = tmp_path / "lock"
+    with lease(path, "the launch"), pytest.raises(LockedError, match=f"process {os.getpid()} on"):  # noqa: SIM117
+        with lease(path, "the launch"):
+            pass
+
+    assert not path.exists()
+
+
+def test_the_lock_of_a_killed_process_of_this_host_is_taken_over_at_once(tmp_path):
+    path = tmp_path / "lock"
+    script = "from latentbridge.launch.lease import lease; from pathlib import Path; import os, signal\n"
+    script += f"with lease(Path({str(path)!r}), 'x'): os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", script], check=False)
+    assert path.exists()
+
+    with lease(path, "the launch"):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_the_lock_of_another_host_is_taken_over_only_when_its_lease_ran_out(tmp_path):
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "abc"}))
+    with pytest.raises(LockedError, match="on elsewhere"), lease(path, "the launch"):
+        pass
+
+    old = time.time() - 61
+    os.utime(path, (old, old))
+    with lease(path, "the launch"):
+        pass
+
+
+def _grab(path, results):
+    try:
+        with lease(path, "x"):
+            results.put("held")
+            time.sleep(0.5)
+    except LockedError:
+        results.put("refused")
+
+
+def test_of_many_who_find_a_dead_lock_exactly_one_gets_it(tmp_path):
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "abc"}))
+    os.utime(path, (1, 1))
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    takers = [context.Process(target=_grab, args=(path, results)) for _ in range(6)]
+    for taker in takers:
+        taker.start()
+    outcomes = sorted(results.get(timeout=20) for _ in takers)
+    for taker in takers:
+        taker.join()
+
+    assert outcomes == ["held"] + ["refused"] * 5
+
+
+def test_who_waits_for_a_lease_gets_it_when_it_is_released(tmp_path):
+    path = tmp_path / "lock"
+    script = "from latentbridge.launch.lease import lease; from pathlib import Path; import time\n"
+    script += f"with lease(Path({str(path)!r}), 'x'): time.sleep(1)"
+    with subprocess.Popen([sys.executable, "-c", script]):
+        while not path.exists():
+            time.sleep(0.01)
+        with lease(path, "the launch", patience_s=20):
+            assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+def test_a_recycled_process_id_does_not_keep_a_lock_alive(tmp_path):
+    path = tmp_path / "lock"
+    with lease(path, "the launch"):
+        holder = json.loads(path.read_text())
+    path.write_text(json.dumps(holder | {"born": "another start"}))
+
+    with lease(path, "the launch"):
+        pass
+
+
+def test_a_holder_that_was_taken_over_is_told_before_its_next_deed(tmp_path):
+    path = tmp_path / "lock"
+    with lease(path, "the launch") as held:
+        held.check()
+        path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "abc"}))
+        with pytest.raises(LockedError, match="another has taken over"):
+            held.check()
+
+    assert path.exists(), "the lock is someone else's now"
+
+
+def test_a_clock_that_is_wrong_by_hours_makes_no_lock_look_dead(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "abc"}))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 7200)
+
+    with pytest.raises(LockedError), lease(path, "the launch"):
+        pass

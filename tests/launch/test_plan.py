@@ -1,0 +1,114 @@
+"""A launch folder: complete or absent, and holding everything that made its results."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from importlib import metadata
+
+import pytest
+
+from latentbridge.launch.plan import copy_code, find_launch, make_plan, sweep_drafts, write_launch
+from latentbridge.launch.record import find_target
+from latentbridge.rundir import read_json
+
+SPEC = "name: s\njob: count\ncluster: local\nbudget_gpu_hours: 2.5\nseeds: [4, 5]\nruns: {a: {steps: 4}}"
+
+
+@pytest.fixture
+def plan(project, write_spec):
+    write_spec(SPEC)
+    return make_plan("spec", cluster=None, settings=[], root=project)
+
+
+def git(root, *words):
+    author = ["-c", "user.name=x", "-c", "user.email=x@y"]
+    return subprocess.run(
+        ["git", "-C", str(root), *author, *words], capture_output=True, text=True, check=True
+    ).stdout
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A committed project with one edited file, one new one, and a submodule under jobs/."""
+    library, root = tmp_path / "library", tmp_path / "root"
+    for folder in (library, root):
+        folder.mkdir()
+        git(folder, "init", "-q")
+    (library / "helper.py").write_text("HELP = 1\n")
+    git(library, "add", ".")
+    git(library, "commit", "-qm", "x")
+    for top in ("latentbridge", "jobs"):
+        (root / top).mkdir()
+    (root / "jobs" / "count.py").write_text("STEPS = 1\n")
+    git(root, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(library), "jobs/library")
+    git(root, "add", ".")
+    git(root, "commit", "-qm", "x")
+    (root / "jobs" / "count.py").write_text("STEPS = 2\n")
+    (root / "latentbridge" / "new.py").write_text("NEW = 1\n")
+    return root
+
+
+def test_the_code_copy_holds_edits_untracked_files_and_submodules_and_says_what_differs(repository, tmp_path):
+    code = copy_code(repository, tmp_path / "copy")
+
+    copy = tmp_path / "copy"
+    assert (copy / "jobs" / "count.py").read_text() == "STEPS = 2\n"
+    assert (copy / "latentbridge" / "new.py").exists()
+    assert (copy / "jobs" / "library" / "helper.py").read_text() == "HELP = 1\n"
+    assert code["sha"] == git(repository, "rev-parse", "HEAD").strip()
+    assert code["dirty"] is True
+    assert "+STEPS = 2" in (copy / "uncommitted.diff").read_text()
+
+
+def test_an_untracked_file_alone_makes_the_code_dirty(repository, tmp_path):
+    git(repository, "checkout", "-q", "jobs/count.py")
+
+    assert copy_code(repository, tmp_path / "copy")["dirty"] is True
+
+
+def test_two_copies_of_the_same_code_have_one_hash_and_an_edit_another(repository, tmp_path):
+    first, second = (copy_code(repository, tmp_path / name)["hash"] for name in ("one", "two"))
+    (repository / "jobs" / "count.py").write_text("STEPS = 3\n")
+
+    assert first == second != copy_code(repository, tmp_path / "three")["hash"]
+
+
+def test_a_launch_folder_names_packages_seed_command_and_budget(plan, project):
+    launch = write_launch(plan, project / "runs", ["launch.py", "spec"], None)
+
+    manifest = launch.run("a-s5").folder.read_manifest()
+    assert (manifest["seed"], manifest["command"]) == (5, ["launch.py", "spec"])
+    assert manifest["versions"]["torch"] == metadata.version("torch")
+    assert f"pydantic=={metadata.version('pydantic')}" in (launch.path / "packages.txt").read_text()
+    assert launch.budget_gpu_hours == 2.5
+    assert read_json(launch.path / "plan.json")["hang_timeout_min"] == 30
+
+
+def test_what_a_killed_launcher_left_is_swept_and_what_a_live_one_makes_is_not(plan, project):
+    runs = project / "runs"
+    dead, alive = runs / ".s_20260101_000000.999999", runs / f".s_20260101_000000.{os.getpid()}"
+    for draft in (dead, alive):
+        (draft / "a-s4").mkdir(parents=True)
+
+    sweep_drafts(runs, "s")
+
+    assert not dead.exists()
+    assert alive.exists()
+
+
+def test_the_same_plan_is_found_again_and_another_is_not(plan, project, write_spec):
+    launch = write_launch(plan, project / "runs", [], None)
+    found = find_launch(plan, project / "runs")
+    write_spec(SPEC.replace("steps: 4", "steps: 5"))
+    other = make_plan("spec", cluster=None, settings=[], root=project)
+
+    assert found is not None and found.path == launch.path
+    assert find_launch(other, project / "runs") is None
+
+
+def test_a_path_may_name_a_launch_or_one_of_its_runs(plan, project):
+    launch = write_launch(plan, project / "runs", [], None)
+
+    assert find_target(launch.path)[1] == ["a-s4", "a-s5"]
+    assert find_target(launch.path / "a-s5")[1] == ["a-s5"]
