@@ -1,6 +1,6 @@
-"""How long the login node is busy: python benchmarks/launcher.py   (a laptop, no GPU, 20 s)
+"""How long the login node is busy: python benchmarks/launcher.py   (a laptop, no GPU, 30 s)
 
-CPU seconds of whole processes, median of five, beside what Python and the libraries alone cost.
+CPU and wall seconds of whole processes, median of five, beside what Python and the libraries alone cost.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RUNS = 5
 
 
-def cpu_seconds(command: list[str], environment: dict[str, str] | None = None) -> float:
-    """User and system time of one process and its children."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+def seconds(command: list[str], environment: dict[str, str] | None = None) -> tuple[float, float]:
+    """CPU time (user and system, children included) and wall time of one process."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | (environment or {}))
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - began
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
 
 
 def wide_project(folder: Path, cells: int) -> Path:
@@ -44,19 +45,21 @@ def main() -> None:
     """Print the table."""
     launch = [sys.executable, str(ROOT / "launch.py")]
     libraries = "import yaml, pydantic, rich.console, rich.table, rich.progress, submitit.slurm.slurm"
-    with tempfile.TemporaryDirectory() as folder:
-        wide = {"LATENTBRIDGE_ROOT": str(wide_project(Path(folder), cells=1000))}
+    with tempfile.TemporaryDirectory() as narrow, tempfile.TemporaryDirectory() as wide:
+        few = {"LATENTBRIDGE_ROOT": str(wide_project(Path(narrow), cells=10))}
+        many = {"LATENTBRIDGE_ROOT": str(wide_project(Path(wide), cells=5000))}
         rows = {
-            "python alone": lambda: cpu_seconds([sys.executable, "-c", "pass"]),
-            "its libraries imported": lambda: cpu_seconds([sys.executable, "-c", libraries]),
-            "ablations.yaml --dry-run, 15 runs": lambda: cpu_seconds(
-                [*launch, "ablations.yaml", "--dry-run"]
-            ),
-            "1,000 cells --dry-run": lambda: cpu_seconds([*launch, "wide.yaml", "--dry-run"], wide),
+            "python alone": lambda: seconds([sys.executable, "-c", "pass"]),
+            "its libraries imported": lambda: seconds([sys.executable, "-c", libraries]),
+            "10 cells --dry-run": lambda: seconds([*launch, "wide.yaml", "--dry-run"], few),
+            "5,000 cells --dry-run": lambda: seconds([*launch, "wide.yaml", "--dry-run"], many),
         }
         for name, measure in rows.items():
-            seconds = sorted(measure() for _ in range(RUNS))
-            print(f"{name:36} {statistics.median(seconds):.2f} s  [{seconds[0]:.2f}, {seconds[-1]:.2f}]")
+            cpu, wall = zip(*(measure() for _ in range(RUNS)), strict=True)
+            print(
+                f"{name:24} CPU {statistics.median(cpu):.2f} s [{min(cpu):.2f}, {max(cpu):.2f}]"
+                f"   wall {statistics.median(wall):.2f} s [{min(wall):.2f}, {max(wall):.2f}]"
+            )
 
 
 if __name__ == "__main__":

@@ -85,8 +85,6 @@ def _without_repeat(nodeid: str) -> str:
 
 def _slurm_version() -> str:
     try:
-        return subprocess.run(
-            ["slurmctld", "-V"], capture_output=True, text=True, check=False
-        ).stdout.strip()
+        return subprocess.run(["slurmctld", "-V"], capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         return "no SLURM"
