@@ -17,10 +17,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from latentbridge.launch.display import status_table
 from latentbridge.launch.plan import make_plan, write_launch
 from latentbridge.launch.record import Launch
 from latentbridge.launch.status import Monitor
+from latentbridge.launch.view.display import status_table
 
 ROOT = Path(__file__).parents[1]
 REFRESHES = 10

@@ -14,8 +14,8 @@ from typing import get_args
 
 from simulator.cluster import How, Settings, Task
 
-from latentbridge.launch.attempt import Ending, close_lost, conclude
-from latentbridge.launch.causes import Cause
+from latentbridge.launch.node.attempt import Ending, close_lost, conclude
+from latentbridge.launch.node.causes import Cause
 from latentbridge.launch.record import Launch, PlannedRun
 
 STEPS = 1000
@@ -68,7 +68,7 @@ class PretendWorkers:
         if line is None:
             return None
         words = shlex.split(line[0])
-        path = words[words.index("latentbridge.launch.worker") + 1]
+        path = words[words.index("latentbridge.launch.node.worker") + 1]
         launch = self._launches.setdefault(path, Launch(Path(path)))
         return launch, launch.ledger.read(words[words.index("--token") + 1].rstrip(";")).runs
 

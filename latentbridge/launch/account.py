@@ -6,8 +6,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from latentbridge.launch.attempt import last_sign, ranks_of, read_opening
 from latentbridge.launch.cluster import Resources
+from latentbridge.launch.node.attempt import last_sign, ranks_of, read_opening
 from latentbridge.launch.record import Launch, PlannedRun
 from latentbridge.rundir import read_json
 

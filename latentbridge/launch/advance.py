@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 from latentbridge.errors import LatentbridgeError, PreflightError, RunError, SchedulerError
 from latentbridge.launch import slurm
-from latentbridge.launch.attempt import close_lost
 from latentbridge.launch.lease import Lease, lease
 from latentbridge.launch.ledger import Submission
+from latentbridge.launch.node.attempt import close_lost
 from latentbridge.launch.record import Launch, PlannedRun, settle_config
-from latentbridge.launch.squeue import Job, Queue
+from latentbridge.launch.slurm.squeue import Job, Queue
 from latentbridge.launch.status import ACTIVE, LOST_AFTER_S, Monitor, RunStatus
 from latentbridge.launch.submit import (
     FINISH,

@@ -129,7 +129,8 @@ def _launch(args: argparse.Namespace) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from latentbridge.launch import display, status
+    from latentbridge.launch import status
+    from latentbridge.launch.view import display
 
     launch = Launch(args.launch.absolute())
     states = status.status(launch)
@@ -143,27 +144,27 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from latentbridge.launch.watch import watch
+    from latentbridge.launch.view.watch import watch
 
     return watch(Launch(args.launch.absolute()))
 
 
 def _logs(args: argparse.Namespace) -> int:
-    from latentbridge.launch.logs import show
+    from latentbridge.launch.view.logs import show
 
     launch, run = _one_run(args.run)
     return show(launch, run, args.attempt, args.follow)
 
 
 def _explain(args: argparse.Namespace) -> int:
-    from latentbridge.launch.explain import explain
+    from latentbridge.launch.view.explain import explain
 
     print("\n".join(explain(*_one_run(args.run))))
     return 0
 
 
 def _reproduce(args: argparse.Namespace) -> int:
-    from latentbridge.launch.reproduce import reproduce
+    from latentbridge.launch.view.reproduce import reproduce
 
     launch, run = _one_run(args.run)
     return reproduce(launch, run, args.execute)
@@ -240,7 +241,7 @@ def _restore(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
-    from latentbridge.launch.doctor import doctor
+    from latentbridge.launch.checks.doctor import doctor
 
     return doctor(project_root())
 

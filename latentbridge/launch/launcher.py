@@ -8,17 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from latentbridge.errors import ConfigError, SchedulerError
-from latentbridge.launch import display, submit
+from latentbridge.launch import submit
 from latentbridge.launch.advance import Advance, advance
+from latentbridge.launch.checks.names import known_nodes
+from latentbridge.launch.checks.preflight import preflight
 from latentbridge.launch.cluster import check_executor
 from latentbridge.launch.lease import LEASE_S, lease
-from latentbridge.launch.limits import Limits, read_limits
-from latentbridge.launch.names import known_nodes
 from latentbridge.launch.orders import find_skipped, select
 from latentbridge.launch.plan import Plan, code_hash, find_launch, refresh, sweep_drafts, write_launch
-from latentbridge.launch.preflight import preflight
 from latentbridge.launch.record import LIMITS, Launch
+from latentbridge.launch.slurm.limits import Limits, read_limits
 from latentbridge.launch.status import ACTIVE, RunStatus, status, wait_for_others
+from latentbridge.launch.view import display
 from latentbridge.rundir import write_json
 
 EXIT_FAILED, EXIT_BUDGET = 1, 3
@@ -103,7 +104,7 @@ def _updated(launch: Launch, plan: Plan, limits: Limits | None) -> Launch:
 
 def dry_run(plan: Plan) -> None:
     """Print the table and the exact lines, with the parts that only a launch can know in capitals."""
-    from latentbridge.launch.torchrun import torchrun_command
+    from latentbridge.launch.node.torchrun import torchrun_command
 
     display.console.print(display.plan_table(plan))
     folder = plan.root / "runs" / f"{plan.spec.name}_STAMP"

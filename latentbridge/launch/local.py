@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 from latentbridge.errors import PreflightError
 from latentbridge.job import GUARDIAN_VARIABLE
-from latentbridge.launch.attempt import close_lost, ranks_of
 from latentbridge.launch.cluster import local_gpus
+from latentbridge.launch.node.attempt import close_lost, ranks_of
+from latentbridge.launch.node.worker import EXIT_AGAIN, SAVE_GRACE_S
 from latentbridge.launch.record import Launch, PlannedRun, settle_config
 from latentbridge.launch.status import WORKER_LOG
-from latentbridge.launch.worker import EXIT_AGAIN, SAVE_GRACE_S
 
 
 class LocalPool:
@@ -85,7 +85,7 @@ class LocalPool:
         command = [
             sys.executable,
             "-m",
-            "latentbridge.launch.worker",
+            "latentbridge.launch.node.worker",
             str(self.launch.path),
             "--run",
             run.name,

@@ -17,10 +17,10 @@ from typing import Any
 
 from latentbridge.config import dump, to_yaml
 from latentbridge.errors import ConfigError
+from latentbridge.launch.cells.expand import Cell, read_cells
 from latentbridge.launch.cluster import Cluster, Resources, load_cluster, resources_for
-from latentbridge.launch.expand import Cell, read_cells
-from latentbridge.launch.limits import Limits
 from latentbridge.launch.record import LIMITS, PLAN, Launch, PlannedRun
+from latentbridge.launch.slurm.limits import Limits
 from latentbridge.launch.spec import Spec, find_spec
 from latentbridge.rundir import RunDir, read_json, sync_folder, write_json
 

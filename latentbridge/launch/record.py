@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from latentbridge.errors import ConfigError
-from latentbridge.launch.best_of import BestOf, resolve, resolved_config
+from latentbridge.launch.cells.best_of import BestOf, resolve, resolved_config
 from latentbridge.launch.cluster import Cluster, Resources
 from latentbridge.launch.ledger import Ledger
-from latentbridge.launch.limits import Limits
+from latentbridge.launch.slurm.limits import Limits
 from latentbridge.launch.spec import Retry
 from latentbridge.rundir import RunDir, read_json, write_atomic
 

@@ -25,7 +25,7 @@ from latentbridge.config import (
     read_yaml,
 )
 from latentbridge.errors import ConfigError
-from latentbridge.launch.best_of import Reference
+from latentbridge.launch.cells.best_of import Reference
 
 RESERVED = (
     "cache",

@@ -13,13 +13,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 from latentbridge.errors import SchedulerError
-from latentbridge.launch import sacct
 from latentbridge.launch.account import HOUR_S, gpu_hours
-from latentbridge.launch.attempt import ranks_of, silent_for
-from latentbridge.launch.causes import Cause
 from latentbridge.launch.ledger import SKIPPED, Orders, Place
+from latentbridge.launch.node.attempt import ranks_of, silent_for
+from latentbridge.launch.node.causes import Cause
 from latentbridge.launch.record import Launch, PlannedRun
-from latentbridge.launch.squeue import Queue, Task, read_queue
+from latentbridge.launch.slurm import sacct
+from latentbridge.launch.slurm.squeue import Queue, Task, read_queue
 from latentbridge.launch.submit import ANSWER_PATIENCE_S
 from latentbridge.rundir import RunDir, State, read_json
 

@@ -20,10 +20,10 @@ from latentbridge.launch import slurm
 from latentbridge.launch.cluster import Cluster, Resources
 from latentbridge.launch.lease import Lease
 from latentbridge.launch.ledger import Submission
-from latentbridge.launch.nodes import nodes_to_avoid
-from latentbridge.launch.own_job import BEGAN_VARIABLE, START_LINE
+from latentbridge.launch.node.nodes import nodes_to_avoid
+from latentbridge.launch.node.own_job import BEGAN_VARIABLE, START_LINE
 from latentbridge.launch.record import Launch, PlannedRun
-from latentbridge.launch.squeue import COMMENT, Queue, read_queue
+from latentbridge.launch.slurm.squeue import COMMENT, Queue, read_queue
 
 # the ledger's name for the job that comes after all runs
 FINISH = "(finish)"
@@ -57,8 +57,15 @@ def interpreter(cluster: Cluster) -> str:
 def batch_command(cluster: Cluster, launch: Path, token: str, threads: int) -> str:
     """What the batch shell does: the worker on every node (after submitit's srun), then the epilogue."""
     python = [interpreter(cluster), "-u", "-m"]
-    worker = [*python, "latentbridge.launch.worker", str(launch), "--token", token, f"--threads={threads}"]
-    epilogue = [*python, "latentbridge.launch.epilogue", str(launch), "--token", token]
+    worker = [
+        *python,
+        "latentbridge.launch.node.worker",
+        str(launch),
+        "--token",
+        token,
+        f"--threads={threads}",
+    ]
+    epilogue = [*python, "latentbridge.launch.node.epilogue", str(launch), "--token", token]
     return f"{shlex.join(worker)}; {shlex.join(epilogue)} --code=$?"
 
 

@@ -18,7 +18,7 @@ from latentbridge.launch import status as status_module
 from latentbridge.launch.advance import advance, may_free_something
 from latentbridge.launch.ledger import Orders
 from latentbridge.launch.record import Launch
-from latentbridge.launch.squeue import Job, Queue, Task
+from latentbridge.launch.slurm.squeue import Job, Queue, Task
 from latentbridge.rundir import write_json
 
 SPEC = """

@@ -112,7 +112,9 @@ def test_after_kill_9_the_same_command_finishes_every_run_exactly_once(victim, w
         child.kill()
     elif victim == "worker":
         worker = next(
-            p for p in processes_of(project) if b"launch.worker" in Path(f"/proc/{p}/cmdline").read_bytes()
+            p
+            for p in processes_of(project)
+            if b"launch.node.worker" in Path(f"/proc/{p}/cmdline").read_bytes()
         )
         os.kill(worker, signal.SIGKILL)
     else:
@@ -262,7 +264,7 @@ def test_a_run_executes_the_code_of_submit_time(write_spec, project):
     (project / "jobs" / "count.py").write_text("raise SystemExit('edited after the launch')")
 
     child = subprocess.run(
-        [sys.executable, "-m", "latentbridge.launch.worker", str(the_launch(project)), "--run", "a"],
+        [sys.executable, "-m", "latentbridge.launch.node.worker", str(the_launch(project)), "--run", "a"],
         check=False,
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from latentbridge.config import Origin, dump
 from latentbridge.errors import ConfigError
-from latentbridge.launch.best_of import Reference
+from latentbridge.launch.cells.best_of import Reference
 from latentbridge.launch.cli import main
 from latentbridge.launch.spec import Retry, find_spec, load_job_config, parse_settings, read_base, read_draft
 

@@ -14,7 +14,7 @@ from latentbridge.launch import status as status_module
 from latentbridge.launch.ledger import SKIPPED, Orders
 from latentbridge.launch.plan import make_plan, write_launch
 from latentbridge.launch.record import Launch
-from latentbridge.launch.squeue import Job, Queue, Task
+from latentbridge.launch.slurm.squeue import Job, Queue, Task
 from latentbridge.launch.status import Monitor
 from latentbridge.launch.submit import ANSWER_PATIENCE_S
 from latentbridge.rundir import write_json

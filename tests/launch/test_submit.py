@@ -13,7 +13,7 @@ from latentbridge.errors import PreflightError, SchedulerError
 from latentbridge.launch import slurm, submit
 from latentbridge.launch.lease import lease
 from latentbridge.launch.ledger import Ledger
-from latentbridge.launch.squeue import Job, Queue
+from latentbridge.launch.slurm.squeue import Job, Queue
 from latentbridge.rundir import write_json
 
 SPEC = """

@@ -7,9 +7,9 @@ import time
 import pytest
 from launching import wait_for
 
-from latentbridge.launch.explain import explain
 from latentbridge.launch.plan import make_plan, write_launch
-from latentbridge.launch.slurm_text import parse_fields
+from latentbridge.launch.slurm.text import parse_fields
+from latentbridge.launch.view.explain import explain
 
 # run: what sbatch is asked, SLURM's reason, and what a person is told
 WAITING = {

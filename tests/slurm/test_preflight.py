@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from latentbridge.errors import ConfigError, PreflightError
-from latentbridge.launch import preflight
-from latentbridge.launch.limits import read_limits
+from latentbridge.launch.checks import preflight
+from latentbridge.launch.checks.preflight import ask_slurm
 from latentbridge.launch.plan import make_plan
-from latentbridge.launch.preflight import ask_slurm
+from latentbridge.launch.slurm.limits import read_limits
 
 REPOSITORY = Path(__file__).parents[2]
 PROFILE = (REPOSITORY / "slurm" / "test.yaml").read_text()

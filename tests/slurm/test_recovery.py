@@ -10,8 +10,8 @@ import pytest
 from launching import steps_of, wait_for
 from mishaps import Lab, causes, counted, is_done, processes_of
 
-from latentbridge.launch.nodes import report_bad
-from latentbridge.launch.slurm_text import node_names
+from latentbridge.launch.node.nodes import report_bad
+from latentbridge.launch.slurm.text import node_names
 from latentbridge.rundir import read_json
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from latentbridge.launch.limits import Limits, make_limits
-from latentbridge.launch.slurm_text import parse_config
+from latentbridge.launch.slurm.limits import Limits, make_limits
+from latentbridge.launch.slurm.text import parse_config
 
 CONFIG_2205 = """\
 Configuration data as of 2026-11-22T14:06:28

@@ -11,7 +11,7 @@ from pathlib import Path
 from launching import steps_of, the_launch, wait_for
 
 from latentbridge.launch.ledger import Ledger
-from latentbridge.launch.squeue import COMMENT
+from latentbridge.launch.slurm.squeue import COMMENT
 from latentbridge.rundir import read_json
 
 REPOSITORY = Path(__file__).parents[2]

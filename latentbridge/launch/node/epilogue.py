@@ -1,0 +1,104 @@
+"""The last word of a job, spoken by its batch shell: how the attempt ended if its worker could not say so,
+and whatever the launch can do next.
+
+python -m latentbridge.launch.node.epilogue LAUNCH --token TOKEN --code EXIT_CODE_OF_SRUN
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+
+from latentbridge.errors import LatentbridgeError
+from latentbridge.launch.advance import advance, may_free_something
+from latentbridge.launch.node import own_job
+from latentbridge.launch.node.attempt import Ending, close_lost, conclude
+from latentbridge.launch.node.causes import Cause, tail_of
+from latentbridge.launch.record import Launch, PlannedRun
+from latentbridge.rundir import read_json, write_json
+
+# the GPUs are still ours while this waits for its turn to submit; the finishing job makes up for who gave up
+PATIENCE_S = 20
+_OOM = re.compile(r"oom[-_ ]kill|Out Of Memory", re.IGNORECASE)
+_LOST_NODE = re.compile(r"^.*(?:node failure|missing step on node).*$", re.IGNORECASE | re.MULTILINE)
+# what srun returns for a task that died of SIGKILL
+KILLED = 128 + signal.SIGKILL
+
+
+def close(launch: Launch, run: PlannedRun, token: str, code: int) -> None:
+    """Write down the end of this job's attempt if its worker did not, and start it again where that helps."""
+    attempt, said = own_job.find_attempt(run.folder), _said(launch, token)
+    if attempt:
+        silent = not (attempt / "exit.json").exists()
+        again = silent and close_lost(launch, run, *_why_silent(said, code))
+    elif code == 0 or run.folder.is_locked():
+        return  # there was nothing left to do, or another job is at this run and ours left it alone
+    else:
+        attempt = run.folder.new_attempt()
+        write_json(
+            attempt / "env.json",
+            {"slurm": own_job.identity(), "nodes": own_job.node_name(), "started": own_job.began()},
+        )
+        message = f"the worker did not start (srun: exit code {code}): {_last_line(said)}"
+        ending = Ending(cause="error", message=message, exit_code=code, ended=time.time())
+        again = conclude(launch, run, attempt, ending)
+    if again:
+        own_job.requeue(launch, run.resources.nodes)
+
+
+def _why_silent(said: str, code: int) -> tuple[Cause, str]:
+    if _OOM.search(said):
+        return "host_oom", "the kernel killed the worker for want of memory"
+    if lost := _LOST_NODE.search(said):
+        return "node_fail", f"srun lost a node of the job: {lost[0]}"
+    if code == KILLED:
+        return "killed", "the worker was killed by SIGKILL from outside"
+    return "error", f"the worker failed (srun: exit code {code}): {_last_line(said)}"
+
+
+def _last_line(said: str) -> str:
+    """The last line that is not srun's own account of the end."""
+    lines = [line for line in said.splitlines() if line.strip() and not line.startswith("srun: ")]
+    return lines[-1] if lines else "it printed nothing"
+
+
+def _said(launch: Launch, token: str) -> str:
+    """What this job printed to its error log since its latest start."""
+    logs = (launch.path / "slurm" / token).glob(f"{own_job.task_id()}_*.err")
+    return "\n".join(tail_of(log) for log in sorted(logs)).rpartition(own_job.START_LINE)[2]
+
+
+def release(run: PlannedRun) -> None:
+    """Write down until when this job held its GPUs."""
+    attempt = own_job.find_attempt(run.folder)
+    if attempt and (attempt / "exit.json").exists():
+        write_json(attempt / "exit.json", read_json(attempt / "exit.json") | {"released": time.time()})
+
+
+def main() -> None:
+    """Entry point in the batch shell; its exit code is the job's."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("launch", type=Path)
+    parser.add_argument("--token", required=True)
+    parser.add_argument("--code", type=int, required=True)
+    args = parser.parse_args()
+    launch = Launch(args.launch)
+    try:
+        run = own_job.find_run(launch, args.token)
+        close(launch, run, args.token, args.code)
+        try:
+            if may_free_something(launch):
+                advance(launch, patience_s=PATIENCE_S)
+        finally:
+            release(run)
+    except LatentbridgeError as error:  # another will do it: the job that comes last, watch, or a person
+        print(error, file=sys.stderr)
+    raise SystemExit(args.code)
+
+
+if __name__ == "__main__":
+    main()

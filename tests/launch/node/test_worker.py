@@ -1,0 +1,186 @@
+"""One worker on this machine: what it makes of ranks that hang, fill memory, or leave things behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import steps_of, wait_for
+from mishaps import MISHAP_JOB
+
+from latentbridge.launch import launcher
+from latentbridge.launch.plan import make_plan
+from latentbridge.rundir import read_json, write_json
+
+EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_AGAIN = 0, 1, 85, 86
+
+
+@pytest.fixture
+def plan(project, write_spec, monkeypatch):
+    """Write the run folders of one run, `a`; returns its launch."""
+    (project / "jobs" / "mishap.py").write_text(MISHAP_JOB)
+    monkeypatch.setattr(sys, "argv", ["launch.py", "spec"])
+
+    def make(settings: str, hang_s: float | None = None, **rules: object):
+        write_spec(f"name: s\njob: mishap\ncluster: local\nretry: {rules}\nruns: {{a: {settings}}}")
+        planned = make_plan("spec", cluster=None, settings=[], root=project)
+        made = launcher.launch(planned, folder=None, is_new=True, only=[], skip=[])
+        if hang_s is not None:  # a spec knows whole minutes
+            record = read_json(made.path / "plan.json")
+            write_json(made.path / "plan.json", record | {"hang_timeout_min": hang_s / 60})
+        return made
+
+    return make
+
+
+def start(launch):
+    command = [sys.executable, "-m", "latentbridge.launch.node.worker", str(launch.path), "--run", "a"]
+    with open(launch.path / "worker.log", "ab") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log)
+
+
+def work(launch) -> int:
+    return start(launch).wait(timeout=60)
+
+
+def ending(launch, attempt=1):
+    return read_json(launch.path / "a" / "attempts" / str(attempt) / "exit.json")
+
+
+def processes_with(text: str) -> list[int]:
+    """Processes that have `text` in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if text.encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def test_one_hung_rank_is_found_and_every_rank_says_where_it_stands(plan):
+    launch = plan("{mishap: hang, rank: 1, resources.gpus_per_node: 3}", hang_s=10)
+
+    assert work(launch) == EXIT_AGAIN
+
+    assert ending(launch)["cause"] == "hang"
+    assert ", at counting " in ending(launch)["message"]
+    stacks = launch.path / "a" / "attempts" / "1" / "stacks"
+    assert sorted(path.name for path in stacks.iterdir()) == ["rank_0.txt", "rank_1.txt", "rank_2.txt"]
+    assert "hang_by_myself" in (stacks / "rank_1.txt").read_text()
+    for rank in (0, 2):
+        assert "wait_for_the_other_rank" in (stacks / f"rank_{rank}.txt").read_text()
+    assert work(launch) == EXIT_DONE
+
+
+def test_a_rank_that_logs_nothing_for_long_is_left_alone_while_another_moves(plan):
+    launch = plan("{mishap: silence, steps: 30, step_s: 0.25, resources.gpus_per_node: 2}", hang_s=5)
+
+    assert work(launch) == EXIT_DONE
+
+
+def test_what_a_rank_leaves_behind_ends_with_its_attempt(plan):
+    launch = plan("{mishap: leave a child behind}")
+
+    assert work(launch) == EXIT_AGAIN
+
+    assert processes_with(str(launch.path / "a" / "attempts" / "1")) == []
+
+
+def test_out_of_device_memory_halves_the_micro_batch_until_it_fits_and_the_manifest_says_so(plan):
+    launch = plan("{train.batch_size: 12, fits: 3, resources.gpus_per_node: 2}", oom=2)
+
+    assert [work(launch), work(launch)] == [EXIT_AGAIN, EXIT_DONE]
+
+    manifest = read_json(launch.path / "a" / "manifest.json")
+    assert manifest["backoff"] == 1
+    assert manifest["changes"] == ["micro-batch 6 -> 3 after device_oom in attempt 1; global batch unchanged"]
+    assert ending(launch)["message"].startswith("torch.OutOfMemoryError: CUDA out of memory")
+
+
+def test_a_micro_batch_of_one_cannot_be_halved_and_the_run_has_failed(plan):
+    launch = plan("{train.batch_size: 2, fits: 0}", oom=9)
+
+    assert [work(launch), work(launch)] == [EXIT_AGAIN, EXIT_FAILED]
+
+    assert "the micro-batch is 1 already" in read_json(launch.path / "a" / "FAILED")["why"]
+
+
+def test_a_job_without_a_batch_size_that_fills_the_device_has_failed_at_once(plan):
+    launch = plan("{fits: 3}")
+
+    assert work(launch) == EXIT_FAILED
+
+    assert ending(launch)["cause"] == "device_oom"
+    assert "no micro-batch to halve" in ending(launch)["why"]
+
+
+@pytest.mark.parametrize(
+    ("mishap", "message"),
+    [("import", "No module named 'a_package_that_nobody_has'"), ("exit", "a rank exited with code 3")],
+)
+def test_what_fails_alike_at_the_same_step_is_not_tried_a_third_time(plan, mishap, message):
+    launch = plan(f"{{mishap: {mishap}, times: 99}}", deterministic=1)
+
+    assert [work(launch), work(launch)] == [EXIT_AGAIN, EXIT_FAILED]
+
+    marker = read_json(launch.path / "a" / "FAILED")
+    assert (marker["cause"], marker["step"]) == ("error", 2)
+    assert message in marker["message"]
+    assert "the same error at the same step 2 times" in marker["why"]
+
+
+def test_a_killed_rank_is_told_from_a_failed_one(plan):
+    # the other saves when torchrun ends it, which is not to be taken for a stop that somebody asked for
+    launch = plan("{steps: 200, step_s: 0.1, resources.gpus_per_node: 2}")
+    worker = start(launch)
+    beat = launch.path / "a" / "attempts" / "1" / "beats" / "rank_1"
+    wait_for(lambda: (launch.path / "a" / "count.json").exists() and beat.exists())
+
+    os.kill(read_json(beat)["pid"], signal.SIGKILL)
+
+    assert worker.wait(timeout=60) == EXIT_AGAIN
+    assert ending(launch)["cause"] == "killed"
+
+
+def test_an_attempt_whose_worker_was_killed_after_a_signal_ended_for_the_reason_of_the_signal(plan):
+    launch = plan("{steps: 4}")
+    attempt = launch.run("a").folder.new_attempt()
+    write_json(attempt / "signal.json", {"cause": "preempted", "message": "SLURM gave its nodes away"})
+
+    assert work(launch) == EXIT_DONE
+
+    assert (ending(launch)["cause"], ending(launch, 2)["cause"]) == ("preempted", "done")
+
+
+def test_a_stop_is_saved_and_the_run_goes_on_from_there(plan):
+    launch = plan("{steps: 40, step_s: 0.1}")
+    worker = start(launch)
+    wait_for(lambda: (launch.path / "a" / "count.json").exists())
+
+    worker.send_signal(signal.SIGTERM)
+
+    assert worker.wait(timeout=60) == EXIT_STOPPED
+    assert ending(launch)["cause"] == "stopped"
+    assert ending(launch)["message"].startswith("saved at update")
+    assert work(launch) == EXIT_DONE
+    assert steps_of(launch.path / "a") == list(range(1, 41))
+
+
+def test_a_node_that_fails_its_health_check_starts_nothing_and_is_remembered(plan, project):
+    profile = "executor: local\nhealth_check: ['echo gpu 3 has fallen off the bus >&2; exit 1']\n"
+    (project / "slurm" / "local.yaml").write_text(profile)
+    launch = plan("{steps: 4}")
+
+    assert work(launch) == EXIT_AGAIN
+
+    assert ending(launch)["cause"] == "node_fail"
+    (bad,) = (project / "runs" / ".bad_nodes").iterdir()
+    assert "gpu 3 has fallen off the bus" in read_json(bad)["reason"]
+    assert not (launch.path / "a" / "attempts" / "1" / "stdout.log").exists()
