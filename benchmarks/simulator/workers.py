@@ -24,7 +24,7 @@ CHECKPOINT_S = 900
 OTHER_S = 60
 # who ends so has no time to write anything
 SUDDEN: tuple[How, ...] = ("node_fail", "vanished")
-_WORKER = re.compile(r"^.*-m latentbridge\.launch\.worker .*$", re.MULTILINE)
+_WORKER = re.compile(r"^.*-m latentbridge\.launch\.node\.worker .*$", re.MULTILINE)
 
 
 @dataclass

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from types import FrameType
 
 from latentbridge.errors import PreflightError
 from latentbridge.job import GUARDIAN_VARIABLE
@@ -37,24 +38,37 @@ class LocalPool:
                 )
         self.working: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}  # by slot
         self.stopping = False
+        self.interrupts = 0
 
     def run(self, watch: Callable[[LocalPool], None]) -> None:
         """Work until nothing is pending; `watch` is called every 0.2 s. Ctrl-C saves and stops, two kill."""
+        # a handler of our own: an exception may be raised, and lost, anywhere
+        before = signal.signal(signal.SIGINT, self._count_interrupt)
         try:
             while self.working or (self.pending and not self.stopping):
-                try:
-                    self._start_ready()
-                    self._collect()
-                    watch(self)
-                    time.sleep(0.2)
-                except KeyboardInterrupt:
-                    self._interrupt()
+                self._obey_interrupts()
+                self._start_ready()
+                self._collect()
+                watch(self)
+                time.sleep(0.2)
         except BaseException:
             self._ask_all_to_stop()
             self._wait_for_all(SAVE_GRACE_S)
             raise
-        if self.stopping:
+        finally:
+            signal.signal(signal.SIGINT, before)
+        if self.interrupts:
             raise KeyboardInterrupt
+
+    def _count_interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupts += 1
+
+    def _obey_interrupts(self) -> None:
+        if self.interrupts and not self.stopping:
+            self.stopping = True
+            self._ask_all_to_stop()
+        elif self.interrupts > 1:
+            self._wait_for_all(0)
 
     def _start_ready(self) -> None:
         for slot in range(self.parallel):
@@ -117,13 +131,6 @@ class LocalPool:
                 again = close_lost(self.launch, run, "killed", message)
             if again and not self.stopping:
                 self.pending.insert(0, run)
-
-    def _interrupt(self) -> None:
-        if self.stopping:
-            self._wait_for_all(0)
-            return
-        self.stopping = True
-        self._ask_all_to_stop()
 
     def _ask_all_to_stop(self) -> None:
         for _, process in self.working.values():
