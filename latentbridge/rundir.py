@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -72,6 +73,14 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file that nobody writes into a second name, or a copy where its disk cannot."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, target)
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:

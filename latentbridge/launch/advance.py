@@ -16,7 +16,7 @@ from latentbridge.launch.ledger import Submission
 from latentbridge.launch.node.attempt import close_lost
 from latentbridge.launch.record import Launch, PlannedRun, settle_config
 from latentbridge.launch.slurm.squeue import Job, Queue
-from latentbridge.launch.status import ACTIVE, LOST_AFTER_S, Monitor, RunStatus
+from latentbridge.launch.status import ACTIVE, LOST_AFTER_S, Monitor, RunStatus, live_jobs
 from latentbridge.launch.submit import (
     FINISH,
     SubmitLimitError,
@@ -25,6 +25,7 @@ from latentbridge.launch.submit import (
     submit_array,
     submit_finish,
 )
+from latentbridge.launch.twins import take_over
 
 LOCK = "ledger/lock"
 
@@ -55,8 +56,8 @@ class Advance:
 
 
 def is_moving(states: list[RunStatus]) -> bool:
-    """Whether any run is queued or at work, as far as anybody knows."""
-    return any(state.phase in (*ACTIVE, "unknown") for state in states)
+    """Whether any run is queued or at work, here or in an earlier launch, as far as anybody knows."""
+    return any(state.phase in (*ACTIVE, "unknown") or state.twin for state in states)
 
 
 def advance(launch: Launch, *, by_user: bool = False, patience_s: float = 0) -> Advance:
@@ -70,7 +71,8 @@ def advance(launch: Launch, *, by_user: bool = False, patience_s: float = 0) -> 
         monitor = Monitor(launch)
         states, queue = _poll(monitor, wait=by_user)
         has_settled = settle_open(launch, queue)
-        if _close_silent(launch, states) or has_settled:
+        has_taken = any([take_over(launch.runs[state.name]) for state in states if state.twin])
+        if _close_silent(launch, states) or has_settled or has_taken:
             states = monitor.poll(queue)
         ready = [launch.runs[state.name] for state in states if _may_start(state, by_user)]
         step = Advance(states, left=len(ready))
@@ -206,6 +208,8 @@ def _follow_up(launch: Launch, held: Lease, queue: Queue, step: Advance) -> None
     """See to it that a job waits for all that is queued, to go on from there or to preserve."""
     active = {job.job_id for _, job in _arrays(launch, queue)}
     active |= {submission.job_id for submission in step.submitted if submission.job_id}
+    others = {state.twin.partition("/")[0] for state in step.states if state.twin}
+    active |= {job.job_id for other in others for job in live_jobs(Launch(launch.path.parent / other), queue)}
     last = launch.ledger.latest().get(FINISH)
     waiting = last and queue.jobs.get(last.submission.token)
     if active and not (waiting and any(task.waits for task in waiting.alive)):

@@ -74,7 +74,8 @@ def go_on(launch: Launch) -> bool:
             if step.has_ended:
                 return True
             # a run that left the queue moments ago needs no other job, only a moment
-            if any(state.phase in ACTIVE for state in step.states) or time.monotonic() > unknown_until:
+            waits = any(state.phase in ACTIVE or state.twin for state in step.states)
+            if waits or time.monotonic() > unknown_until:
                 return False
         time.sleep(POLL_S)
 

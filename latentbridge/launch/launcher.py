@@ -18,7 +18,8 @@ from latentbridge.launch.orders import find_skipped, select
 from latentbridge.launch.plan import Plan, code_hash, find_launch, refresh, sweep_drafts, write_launch
 from latentbridge.launch.record import LIMITS, Launch
 from latentbridge.launch.slurm.limits import Limits, read_limits
-from latentbridge.launch.status import ACTIVE, RunStatus, status, wait_for_others
+from latentbridge.launch.status import ACTIVE, SILENT, RunStatus, status, wait_for_others
+from latentbridge.launch.twins import find_twins
 from latentbridge.launch.view import display
 from latentbridge.rundir import write_json
 
@@ -42,8 +43,10 @@ def launch(plan: Plan, *, folder: Path | None, is_new: bool, only: list[str], sk
         made = _named(plan, folder) if folder else None if is_new else find_launch(plan, runs)
         if made is None:
             sweep_drafts(runs, plan.spec.name)
-            made = write_launch(plan, runs, [Path(sys.argv[0]).name, *sys.argv[1:]], limits)
+            twins, num_outdated = ({}, 0) if is_new else find_twins(plan, runs)
+            made = write_launch(plan, runs, [Path(sys.argv[0]).name, *sys.argv[1:]], limits, twins)
             print(f"made {made.path}")
+            display.show_twins(twins, num_outdated)
         else:
             print(f"going on with {made.path}")
             made = _updated(made, plan, limits)
@@ -85,7 +88,7 @@ def _scripts(plan: Plan) -> dict[str, str]:
 def _updated(launch: Launch, plan: Plan, limits: Limits | None) -> Launch:
     """An earlier launch of the same plan, with what profile and spec ask of the cluster now."""
     states = status(launch)
-    if any(state.phase == "unknown" and state.detail == "SLURM does not answer" for state in states):
+    if any(state.phase == "unknown" and state.detail == SILENT for state in states):
         raise SchedulerError(
             "SLURM does not say which of its runs are queued or at work, so nothing was done. "
             "Run the same command again when it answers; --new makes a second launch beside this one"

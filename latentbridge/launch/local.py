@@ -20,6 +20,7 @@ from latentbridge.launch.node.attempt import close_lost, ranks_of
 from latentbridge.launch.node.worker import EXIT_AGAIN, SAVE_GRACE_S
 from latentbridge.launch.record import Launch, PlannedRun, settle_config
 from latentbridge.launch.status import WORKER_LOG
+from latentbridge.launch.twins import take_over
 
 
 class LocalPool:
@@ -47,6 +48,7 @@ class LocalPool:
         try:
             while self.working or (self.pending and not self.stopping):
                 self._obey_interrupts()
+                self._take_over()
                 self._start_ready()
                 self._collect()
                 watch(self)
@@ -70,6 +72,9 @@ class LocalPool:
         elif self.interrupts > 1:
             self._wait_for_all(0)
 
+    def _take_over(self) -> None:
+        self.pending = [run for run in self.pending if not (run.twins and take_over(run))]
+
     def _start_ready(self) -> None:
         for slot in range(self.parallel):
             if slot in self.working or self.stopping:
@@ -83,12 +88,15 @@ class LocalPool:
             self.working[slot] = (ready, self._start(ready, slot))
 
     def _may_start(self, run: PlannedRun) -> bool:
+        return self._has_needs(run) and not any(twin.is_locked() for twin in run.twins)
+
+    def _has_needs(self, run: PlannedRun) -> bool:
         return all(self.launch.run(need).folder.is_done for need in run.needs)
 
     def _give_up_blocked(self) -> None:
         """Leave runs whose needs ended badly to a later launch; `status` says what they wait for."""
         moving = {run.name for run, _ in self.working.values()} | {run.name for run in self.pending}
-        while blocked := [r for r in self.pending if not self._may_start(r) and not moving & set(r.needs)]:
+        while blocked := [r for r in self.pending if not self._has_needs(r) and not moving & set(r.needs)]:
             for run in blocked:
                 self.pending.remove(run)
                 moving.discard(run.name)

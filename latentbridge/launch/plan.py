@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from latentbridge.config import dump, to_yaml
@@ -22,7 +24,7 @@ from latentbridge.launch.cluster import Cluster, Resources, load_cluster, resour
 from latentbridge.launch.record import LIMITS, PLAN, Launch, PlannedRun
 from latentbridge.launch.slurm.limits import Limits
 from latentbridge.launch.spec import Spec, find_spec
-from latentbridge.rundir import RunDir, read_json, sync_folder, write_json
+from latentbridge.rundir import RunDir, link_or_copy, read_json, sync_folder, write_json
 
 # what a run executes
 CODE = ("latentbridge", "jobs")
@@ -61,6 +63,7 @@ class Plan:
                 resources=self.resources[cell.name],
                 folder=RunDir(folder / cell.name),
                 best_of=cell.best_of,
+                twins=(),
             )
             for cell in self.cells
         ]
@@ -101,8 +104,17 @@ def find_launch(plan: Plan, runs: Path) -> Launch | None:
     return Launch(found[0]) if found else None
 
 
-def write_launch(plan: Plan, runs: Path, argv: list[str], limits: Limits | None) -> Launch:
-    """Make the launch folder: complete, or not at all."""
+def write_launch(
+    plan: Plan,
+    runs: Path,
+    argv: list[str],
+    limits: Limits | None,
+    twins: Mapping[str, list[str]] = MappingProxyType({}),
+) -> Launch:
+    """Make the launch folder: complete, or not at all.
+
+    twins: by name of a run, the runs of earlier launches that are the same experiment (LAUNCH/RUN)
+    """
     runs.mkdir(parents=True, exist_ok=True)
     final = _free_name(runs, plan.spec.name)
     draft = runs / f".{final.name}.{os.getpid()}"
@@ -124,7 +136,7 @@ def write_launch(plan: Plan, runs: Path, argv: list[str], limits: Limits | None)
             _write_run(plan, cell, draft / cell.name, shared)
         if limits:
             write_json(draft / LIMITS, limits.as_record())
-        write_json(draft / PLAN, _plan_record(plan, code, argv))
+        write_json(draft / PLAN, _plan_record(plan, code, argv, versions(), twins))
         # nobody looks into a draft, so its thousands of files reach the disk in one go
         os.sync()
         os.rename(draft, final)
@@ -167,7 +179,13 @@ def _write_run(plan: Plan, cell: Cell, folder: Path, shared: dict[str, Any]) -> 
     run.manifest.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
-def _plan_record(plan: Plan, code: dict[str, Any], argv: list[str]) -> dict[str, Any]:
+def _plan_record(
+    plan: Plan,
+    code: dict[str, Any],
+    argv: list[str],
+    versions: dict[str, str | None],
+    twins: Mapping[str, list[str]],
+) -> dict[str, Any]:
     return {
         "name": plan.spec.name,
         "id": plan.id,
@@ -183,6 +201,7 @@ def _plan_record(plan: Plan, code: dict[str, Any], argv: list[str]) -> dict[str,
         "budget_gpu_hours": plan.spec.budget_gpu_hours,
         "compare": [dump(comparison) for comparison in plan.spec.compare],
         "code": code,
+        "versions": versions,
         "runs": [
             {
                 "name": cell.name,
@@ -194,6 +213,7 @@ def _plan_record(plan: Plan, code: dict[str, Any], argv: list[str]) -> dict[str,
                 "overrides": cell.overrides,
                 "best_of": {key: dump(reference) for key, reference in cell.best_of.items()},
                 "folder": cell.name,
+                "twins": twins.get(cell.name, []),
             }
             for cell in plan.cells
         ],
@@ -205,7 +225,9 @@ def refresh(launch: Launch, plan: Plan, is_active: bool) -> list[str]:
 
     What the runs compute cannot differ: that would be another plan, hence another launch.
     """
-    new, old = _plan_record(plan, launch.plan["code"], launch.plan["command"]), launch.plan
+    old = launch.plan
+    twins = {run["name"]: run.get("twins", []) for run in old["runs"]}
+    new = _plan_record(plan, old["code"], old["command"], old.get("versions", {}), twins)
     new["created"] = old["created"]
     changed = [key for key in new if new[key] != old.get(key)]
     if changed and is_active:
@@ -240,7 +262,7 @@ def copy_code(root: Path, target: Path) -> dict[str, Any]:
         source, copy = root / relative, target / relative
         copy.parent.mkdir(parents=True, exist_ok=True)
         if source.stat().st_size > HARD_LINK_BYTES:
-            _link_or_copy(source, copy)
+            link_or_copy(source, copy)
         else:
             shutil.copyfile(source, copy)
     sha, diff = _git(root, "rev-parse", "HEAD"), _git(root, "diff", "HEAD", "--", *CODE)
@@ -249,13 +271,6 @@ def copy_code(root: Path, target: Path) -> dict[str, Any]:
     if diff:
         (target / "uncommitted.diff").write_text(diff)
     return {"sha": sha.strip() or None, "dirty": bool(changed), "hash": code_hash(target)}
-
-
-def _link_or_copy(source: Path, copy: Path) -> None:
-    try:
-        os.link(source, copy)
-    except OSError:  # another file system
-        shutil.copyfile(source, copy)
 
 
 def _git(root: Path, *words: str) -> str:

@@ -34,6 +34,8 @@ class PlannedRun:
     folder: RunDir
     # settings that wait for the result of other runs, by dotted key
     best_of: dict[str, BestOf]
+    # runs of earlier launches that are the same experiment
+    twins: tuple[RunDir, ...]
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ class Launch:
             resources=Resources.model_validate(record["resources"]),
             folder=RunDir(self.path / record["name"]),
             best_of={key: BestOf.model_validate(value) for key, value in record["best_of"].items()},
+            twins=tuple(RunDir(self.path.parent / place) for place in record.get("twins", ())),
         )
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from latentbridge.errors import SchedulerError
@@ -17,9 +18,9 @@ from latentbridge.launch.account import HOUR_S, gpu_hours
 from latentbridge.launch.ledger import SKIPPED, Orders, Place
 from latentbridge.launch.node.attempt import ranks_of, silent_for
 from latentbridge.launch.node.causes import Cause
-from latentbridge.launch.record import Launch, PlannedRun
+from latentbridge.launch.record import PLAN, Launch, PlannedRun
 from latentbridge.launch.slurm import sacct
-from latentbridge.launch.slurm.squeue import Queue, Task, read_queue
+from latentbridge.launch.slurm.squeue import Job, Queue, Task, read_queue
 from latentbridge.launch.submit import ANSWER_PATIENCE_S
 from latentbridge.rundir import RunDir, State, read_json
 
@@ -30,7 +31,7 @@ Phase = Literal[
     "stopped",  # saved or ended for a cause that another attempt cures; the launch goes on with it
     "held",  # left out by --only or --skip
     "blocked",  # needs a run that will not be done as things are
-    "waiting",  # for the runs it needs
+    "waiting",  # for the runs it needs, or for its twin in an earlier launch
     "planned",
     "pending",
     "running",
@@ -40,8 +41,11 @@ Phase = Literal[
 ACTIVE = ("pending", "running")
 # nothing changes in these unless somebody submits the run again
 SETTLED = ("done", "failed", "cancelled", "stopped", "planned", "held")
+# a launch that has jobs in the queue goes on with these by itself
+TO_GO_ON = ("planned", "waiting", "stopped", "lost")
 # of a run without SLURM, inside its launch folder
 WORKER_LOG = "ledger/{run}.worker.log"
+SILENT = "SLURM does not answer"
 # disks of several hosts show a marker late
 LOST_AFTER_S = 12
 # accounting that has not heard of an end yet is asked again
@@ -63,6 +67,7 @@ class RunStatus:
     job: str | None = None
     nodes: str = ""
     gpu_hours: float = 0.0
+    twin: str | None = None  # LAUNCH/RUN that it waits for: the same experiment in an earlier launch
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,10 @@ class Monitor:
         # what accounting said, by task id, and when it may be asked about those that it did not know
         self._told: dict[str, tuple[Cause, str]] = {}
         self._ask_again_at = 0.0
+        # of earlier launches, by folder
+        self._others: dict[Path, Monitor] = {}
 
-    def poll(self, queue: Queue | None = None) -> list[RunStatus]:
+    def poll(self, queue: Queue | None = None, *, asks_accounting: bool = True) -> list[RunStatus]:
         """The state of every run now; at most one call of squeue and one of sacct.
 
         queue: SLURM's answer of a moment ago, where only our own files have changed since
@@ -106,8 +113,10 @@ class Monitor:
             name: self._settled.get(name) or self._look(run, places.get(name), orders)
             for name, run in self.launch.runs.items()
         }
+        states |= self._with_twins(states)
         lost = [state for state in states.values() if state.phase == "lost"]
-        self._ask_accounting(lost)
+        if asks_accounting:
+            self._ask_accounting(lost)
         states |= {state.name: self._with_account(state) for state in lost}
         return list(self._with_needs(states).values())
 
@@ -120,7 +129,7 @@ class Monitor:
                     self._settled.pop(runs[index], None)
 
     def _ask_queue(self, places: dict[str, Place]) -> Queue | None:
-        if not places:
+        if not places and not (self.launch.is_slurm and self._twinned):
             return Queue()
         try:
             return read_queue()
@@ -139,7 +148,7 @@ class Monitor:
         key = (place, task, orders.held.get(run.name), orders.forgiven.get(run.name), self.queue is None)
         known = self._seen.get(run.name)
         if known and known.key == key:
-            if self._is_still(known.state, task):
+            if self._is_still(run, known.state, task):
                 if not (task and task.waits):
                     self._settled[run.name] = known.state
                 return known.state
@@ -153,9 +162,11 @@ class Monitor:
         self._seen[run.name] = _Seen(key, state, changed, time.time())
         return state
 
-    def _is_still(self, state: RunStatus, task: Task | None) -> bool:
+    def _is_still(self, run: PlannedRun, state: RunStatus, task: Task | None) -> bool:
         if state.phase == "done":
             return True
+        if state.phase == "planned" and run.twins:
+            return False  # it may have been taken over
         # without SLURM runs start without a submission
         return self.launch.is_slurm and (state.phase in SETTLED or bool(task and task.waits))
 
@@ -185,7 +196,9 @@ class Monitor:
         """What is special about a run, most trustworthy source first."""
         marker: State | None = run.folder.state
         if marker == "DONE":
-            return {"phase": "done", "detail": "", "cause": "done"}
+            taken_from = run.folder.read_marker().get("taken_from") if run.twins else None
+            detail = f"taken over from {taken_from}" if taken_from else ""
+            return {"phase": "done", "detail": detail, "cause": "done"}
         if task and not task.ended:
             if task.waits:
                 return {"phase": "pending", "detail": task.reason}
@@ -208,7 +221,7 @@ class Monitor:
                 return {"phase": "lost", "detail": f"its worker was killed{log}"}
             return {"phase": "stopped" if ending else "planned"}
         if self.queue is None:
-            return {"phase": "unknown", "detail": "SLURM does not answer"}
+            return {"phase": "unknown", "detail": SILENT}
         submission = place.submission
         if submission.job_id is None and time.time() - submission.created < ANSWER_PATIENCE_S:
             return {"phase": "unknown", "detail": "submitted moments ago, no answer yet"}
@@ -237,6 +250,44 @@ class Monitor:
         # a batch shell that was left alive would have said how it ended
         is_open = attempt.exists() and not (attempt / "exit.json").exists()
         return replace(state, cause="node_fail") if is_open and self.launch.is_slurm else state
+
+    def _with_twins(self, states: dict[str, RunStatus]) -> dict[str, RunStatus]:
+        """Those that could begin, but whose twin in an earlier launch is done, or will be."""
+        fresh = [
+            self.launch.runs[name]
+            for name in self._twinned
+            if states[name].phase == "planned" and not states[name].attempts and not states[name].job
+        ]
+        if self.queue is None:
+            silent: dict[str, Any] = {"phase": "unknown", "detail": SILENT}
+            return {run.name: replace(states[run.name], **silent) for run in fresh}
+        launches = {twin.path.parent for run in fresh for twin in run.twins}
+        standing = {
+            path: state for launch in sorted(launches) for path, state in self._others_of(launch, self.queue)
+        }
+        found = {}
+        for run in fresh:
+            twins = [twin.path for twin in run.twins if twin.path in standing]
+            if twins:
+                best = min(twins, key=lambda path: standing[path].phase != "done")
+                place, phase = f"{best.parent.name}/{best.name}", standing[best].phase
+                detail = f"{place}, the same experiment, is {phase}; its results are taken over"
+                found[run.name] = replace(states[run.name], phase="waiting", twin=place, detail=detail)
+        return found
+
+    def _others_of(self, path: Path, queue: Queue) -> Iterator[tuple[Path, RunStatus]]:
+        """The runs of another launch that are done, at work, or sure to be."""
+        if not (path / PLAN).exists():
+            return  # somebody removed it
+        other = self._others.setdefault(path, Monitor(Launch(path)))
+        goes_on = bool(live_jobs(other.launch, queue))
+        for state in other.poll(queue, asks_accounting=False):
+            if state.phase in ("done", *ACTIVE, "unknown") or (goes_on and state.phase in TO_GO_ON):
+                yield path / state.name, state
+
+    @cached_property
+    def _twinned(self) -> list[str]:
+        return [name for name, run in self.launch.runs.items() if run.twins]
 
     def _with_needs(self, states: dict[str, RunStatus]) -> dict[str, RunStatus]:
         """Tell runs that may start from those that wait for others, or wait in vain."""
@@ -286,6 +337,11 @@ def _what_squeue_remembers(task: Task | None) -> dict[str, Any]:
     if task is None or cause is None:
         return {"detail": "it left the queue without a word: killed, or its node died"}
     return {"cause": cause, "detail": f"SLURM: {task.state} {task.reason}".strip()}
+
+
+def live_jobs(launch: Launch, queue: Queue) -> list[Job]:
+    """A launch's jobs that are queued or at work, the one that comes last too."""
+    return [job for token, job in queue.jobs.items() if job.alive and launch.ledger.has(token)]
 
 
 def status(launch: Launch) -> list[RunStatus]:

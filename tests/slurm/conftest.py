@@ -100,6 +100,8 @@ def running_cluster(folder: Path, **settings: str) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Three nodes of four pretend GPUs, with accounting; SLURM_CONF leads to it until the session ends."""
+    if "PYTEST_XDIST_WORKER" in os.environ and "@slurm" not in os.environ["PYTEST_CURRENT_TEST"]:
+        pytest.fail("each xdist worker would start its own clusters: use --dist loadgroup, pytest below 9.2")
     with running_cluster(tmp_path_factory.mktemp("slurm")) as made, pytest.MonkeyPatch.context() as patch:
         # pytest may itself run in a job
         for name in [name for name in os.environ if name.startswith(("SLURM_", "SBATCH_", "SRUN_"))]:

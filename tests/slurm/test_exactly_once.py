@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from launching import the_launch, wait_for
+from launching import steps_of, the_launch, wait_for
 from slurm_launching import (
     archives,
     are_done,
@@ -31,6 +31,7 @@ from slurm_launching import (
 from latentbridge.launch.lease import LEASE_S
 from latentbridge.launch.ledger import Ledger
 from latentbridge.launch.preserve import verify
+from latentbridge.rundir import read_json
 
 SPEC = "name: s\njob: count\nseeds: [1, 2, 3]\nruns: {a: {steps: 3}}"
 TOOLS = """
@@ -269,21 +270,32 @@ def test_the_same_command_while_pending_running_and_ended_submits_nothing_and_sa
     assert submitted_times(cluster, folder) == {"a": 1, "b": 1, "(finish)": 1}
 
 
-def test_a_changed_cell_is_another_plan_and_leaves_the_first_alone(
+def test_after_one_cell_was_changed_only_that_one_is_submitted_though_the_other_is_still_at_work(
     write_spec, slurm_project, profile, cluster
 ):
-    write_spec("name: s\njob: count\nruns: {a: {steps: 3}, b: {steps: 2}}")
+    spec = "name: s\njob: count\nruns: {a: {steps: 80, step_s: 0.1}, b: {steps: %d}}"
+    write_spec(spec % 2)
     launch("spec")
     first = the_launch(slurm_project)
-    wait_for(lambda: are_done(first))
+    wait_for(lambda: (first / "b" / "DONE").exists() and (first / "a" / "count.json").exists())
 
-    write_spec("name: s\njob: count\nruns: {a: {steps: 3}, b: {steps: 5}}")
+    write_spec(spec % 5)
     changed = launch("spec")
 
-    assert "made " in changed.stdout
+    assert changed.returncode == 0, changed.stderr
+    assert "submitted 1 runs" in changed.stdout
+    assert not (first / "a" / "DONE").exists()
     (second,) = [path for path in (slurm_project / "runs").glob("s_*") if path != first]
-    wait_for(lambda: are_done(second))
-    assert submitted_times(cluster, first)["b"] == 1
+    # nobody looks after it: the job that comes last waits for the other launch too
+    wait_for(lambda: are_done(second) and len(archives(slurm_project)) == 2)
+    wait_for(lambda: is_empty(cluster, second))
+    assert read_json(second / "a" / "DONE")["taken_from"] == f"{first.name}/a"
+    assert steps_of(second / "a") == list(range(1, 81))
+    assert {**submitted_times(cluster, second)}.keys() == {"b", "(finish)"}
+    assert submitted_times(cluster, first) == {"a": 1, "b": 1, "(finish)": 1}
+    assert all(verify(archive) == [] for archive in archives(slurm_project))
+    again = launch("spec")
+    assert (again.returncode, "nothing to submit" in again.stdout) == (0, True)
 
 
 @contextmanager

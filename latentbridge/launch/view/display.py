@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from latentbridge.launch.view.overview import (
     in_words,
     plan_cost,
     plan_groups,
+    shortened,
     totals,
     where,
 )
@@ -78,6 +79,22 @@ def _plan_rows(plan: Plan, title: str) -> Table:
 def _plan_group_rows(plan: Plan, title: str) -> Table:
     title = f"{title}, from {plan.cells[0].name} to {plan.cells[-1].name}"
     return _table(title, ["runs", "nodes x ranks", "vary"], [list(group) for group in plan_groups(plan)])
+
+
+def show_twins(twins: Mapping[str, list[str]], num_outdated: int) -> None:
+    """Say which runs of a new launch an earlier one computes, and how many it did otherwise."""
+    if twins:
+        launches = sorted({place.partition("/")[0] for places in twins.values() for place in places})
+        console.print(
+            f"{len(twins)} of its runs are the same experiments as in {shortened(launches)}: what is done "
+            f"there is taken over, what is at work there waited for (--new runs all afresh)\n"
+            f"  {shortened(list(twins))}",
+            highlight=False,
+        )
+    if num_outdated:
+        console.print(
+            f"{num_outdated} of its runs are done in an earlier launch, by other code or packages: run again"
+        )
 
 
 def show_status(launch: Launch, states: list[RunStatus]) -> None:

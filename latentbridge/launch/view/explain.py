@@ -53,7 +53,8 @@ def explain(launch: Launch, run_name: str) -> list[str]:
 
 
 def _done(case: Case) -> list[str]:
-    return [f"it finished at {where(case.state) or 'once'}; nothing happens to it any more"]
+    taken = [case.state.detail] if case.state.detail else []
+    return [*taken, f"it finished at {where(case.state) or 'once'}; nothing happens to it any more"]
 
 
 def _failed(case: Case) -> list[str]:
@@ -102,6 +103,9 @@ def _blocked(case: Case) -> list[str]:
 
 
 def _waiting(case: Case) -> list[str]:
+    if case.state.twin:
+        twin = os.path.relpath(case.launch.path.parent / case.state.twin)
+        return [case.state.detail, f"see `latentbridge explain {shlex.quote(twin)}`"]
     unmet = [case.states[need] for need in case.run.needs if case.states[need].phase != "done"]
     needs = [f"it needs {s.name}, which is {s.phase} {where(s)}".rstrip() for s in unmet]
     return [*needs, "it is submitted as soon as those are done"]

@@ -141,7 +141,7 @@ def _has_ended(run: PlannedRun, state: RunStatus) -> bool:
 
 
 def _show_never_begun(launch: Launch, run: PlannedRun) -> None:
-    _say(f"{run.name} has printed nothing: it never began")
+    _say(f"{run.name} has printed nothing: it never began here")
     for line in explain(launch, run.name):
         _say(line)
     _show_what_slurm_kept(launch, run)

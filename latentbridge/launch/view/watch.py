@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.text import Text
 
 from latentbridge.errors import LatentbridgeError, LockedError, SchedulerError
-from latentbridge.launch.advance import advance
+from latentbridge.launch.advance import advance, is_moving
 from latentbridge.launch.record import Launch
-from latentbridge.launch.status import ACTIVE, Monitor, RunStatus
+from latentbridge.launch.status import Monitor, RunStatus
 from latentbridge.launch.view.display import console, show_status, status_table
 from latentbridge.launch.view.overview import in_words, shortened, totals
 
@@ -92,7 +92,7 @@ class Watcher:
 
     def has_ended(self, states: list[RunStatus]) -> bool:
         """Whether no run is at work or will be, as things are."""
-        if any(state.phase in (*ACTIVE, "unknown") for state in states) or self._something_may_start(states):
+        if is_moving(states) or self._something_may_start(states):
             self._moved_at = time.monotonic()
             return False
         left = any(state.phase in ("planned", "waiting", "stopped", "lost") for state in states)
@@ -102,7 +102,9 @@ class Watcher:
     def _something_may_start(self, states: list[RunStatus]) -> bool:
         if not self.launch.is_slurm or self._is_over:
             return False
-        found = any(s.phase in ("planned", "stopped") or (s.phase == "lost" and s.attempts) for s in states)
+        found = any(
+            s.phase in ("planned", "stopped") or (s.phase == "lost" and s.attempts) or s.twin for s in states
+        )
         # who launched with --no-submit does not expect jobs from looking
         return found and any(True for _ in self.launch.ledger)
 
