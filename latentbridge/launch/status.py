@@ -18,6 +18,7 @@ from latentbridge.launch.account import HOUR_S, gpu_hours
 from latentbridge.launch.ledger import SKIPPED, Orders, Place
 from latentbridge.launch.node.attempt import ranks_of, silent_for
 from latentbridge.launch.node.causes import Cause
+from latentbridge.launch.node.job_log import last_line, words_of
 from latentbridge.launch.record import PLAN, Launch, PlannedRun
 from latentbridge.launch.slurm import sacct
 from latentbridge.launch.slurm.squeue import Job, Queue, Task, read_queue
@@ -46,6 +47,8 @@ TO_GO_ON = ("planned", "waiting", "stopped", "lost")
 # of a run without SLURM, inside its launch folder
 WORKER_LOG = "ledger/{run}.worker.log"
 SILENT = "SLURM does not answer"
+# how squeue and sacct tell of a job whose script or log could not be opened on its node
+NO_START = ("JobLaunchFailure", "RaisedSignal:53", "exit code 0:53")
 # disks of several hosts show a marker late
 LOST_AFTER_S = 12
 # accounting that has not heard of an end yet is asked again
@@ -117,7 +120,7 @@ class Monitor:
         lost = [state for state in states.values() if state.phase == "lost"]
         if asks_accounting:
             self._ask_accounting(lost)
-        states |= {state.name: self._with_account(state) for state in lost}
+        states |= {state.name: self._with_log(self._with_account(state), places) for state in lost}
         return list(self._with_needs(states).values())
 
     def _forget_revived(self) -> None:
@@ -250,6 +253,18 @@ class Monitor:
         # a batch shell that was left alive would have said how it ended
         is_open = attempt.exists() and not (attempt / "exit.json").exists()
         return replace(state, cause="node_fail") if is_open and self.launch.is_slurm else state
+
+    def _with_log(self, state: RunStatus, places: dict[str, Place]) -> RunStatus:
+        """What the log of a job tells whose worker never opened an attempt."""
+        place = places.get(state.name)
+        if state.attempts or place is None or place.task is None or state.cause not in (None, "killed"):
+            return state
+        said = last_line(words_of(self.launch.path, place.submission.token, place.task))
+        if not said and any(word in state.detail for word in NO_START):
+            said = f"is {self.launch.path} there, on {state.nodes or 'its node'}, and yours to write?"
+        if not said:
+            return state
+        return replace(state, cause="error", detail=f"its worker never started: {said}")
 
     def _with_twins(self, states: dict[str, RunStatus]) -> dict[str, RunStatus]:
         """Those that could begin, but whose twin in an earlier launch is done, or will be."""

@@ -20,8 +20,9 @@ from latentbridge.launch import slurm
 from latentbridge.launch.cluster import Cluster, Resources
 from latentbridge.launch.lease import Lease
 from latentbridge.launch.ledger import Submission
+from latentbridge.launch.node.job_log import START_LINE
 from latentbridge.launch.node.nodes import nodes_to_avoid
-from latentbridge.launch.node.own_job import BEGAN_VARIABLE, START_LINE
+from latentbridge.launch.node.own_job import BEGAN_VARIABLE
 from latentbridge.launch.record import Launch, PlannedRun
 from latentbridge.launch.slurm.squeue import COMMENT, Queue, read_queue
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 
 import pytest
 from launching import steps_of, the_launch, wait_for
-from slurm_launching import archives, launch
+from slurm_launching import archives, latentbridge, launch
 
 from latentbridge.launch.preserve import verify
 from latentbridge.rundir import read_json
@@ -83,6 +85,46 @@ def test_a_run_warned_of_its_time_limit_saves_requeues_itself_and_goes_on(
     assert 0 < first["step"] < 60
     assert [len(list((folder / f"a-s{seed}" / "attempts").iterdir())) for seed in (1, 2)] == [1, 2]
     assert steps_of(folder / "a-s2") == list(range(1, 61))
+
+
+def test_a_job_that_finds_no_interpreter_or_no_launch_folder_where_it_starts_says_so(
+    write_spec, slurm_project, profile, cluster, tmp_path
+):
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    profile(python=str(python))
+    folders = []
+    cluster.run("scontrol", "update", "NodeName=gpu[01-03]", "State=DRAIN", "Reason=test")
+    for name in ("s", "t"):
+        write_spec(f"name: {name}\njob: count\nruns: {{a: {{steps: 3}}}}")
+        assert launch("spec").returncode == 0
+        (folder,) = (slurm_project / "runs").glob(f"{name}_*")
+        folders.append(folder)
+    first, second = folders
+    away = second.rename(tmp_path / "away")
+    python.unlink()
+
+    cluster.run("scontrol", "update", "NodeName=gpu[01-03]", "State=RESUME")
+
+    wait_for(lambda: not cluster.run("squeue", "--noheader").stdout.strip())
+    away.rename(second)
+    for folder, words in (
+        (first, f"{python}: No such file or directory"),
+        (second, f"is {second} there, on gpu0"),
+    ):
+
+        def told(folder=folder):
+            (run,) = json.loads(latentbridge("status", folder, "--json").stdout)["runs"]
+            return run if run["phase"] == "lost" else None
+
+        wait_for(told)
+        assert told()["cause"] == "error"
+        assert "its worker never started: " in told()["detail"]
+        assert words in told()["detail"]
+        explained = latentbridge("explain", folder / "a").stdout
+        assert words in explained
+        assert "to start it again: `" in explained
 
 
 @pytest.mark.torture

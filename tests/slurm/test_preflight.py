@@ -79,7 +79,7 @@ def test_a_missing_script_is_refused(check):
 
 
 def test_a_missing_data_path_is_refused(check):
-    with pytest.raises(PreflightError, match=r"run 'a': target.model is '/no/weights', which does not exist"):
+    with pytest.raises(PreflightError, match=r"spec.yaml:3: run 'a': target.model is '/no/weights', which"):
         check(spec="name: s\njob: count\nruns: {a: {target.model: /no/weights}}\n")
 
 

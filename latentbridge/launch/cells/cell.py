@@ -24,6 +24,7 @@ class Cell:
     config: JobConfig  # with references: as it is if the first of their cells wins
     id: str
     overrides: dict[str, Any]
+    written: Tree  # its settings before they were validated
     resources: Tree
     needs: tuple[str, ...]  # names of runs
     best_of: dict[str, BestOf] = field(default_factory=dict)  # by dotted key
@@ -108,6 +109,7 @@ class Maker:
             config=config,
             id=config_id(self._spec.job, identity),
             overrides=draft.overrides,
+            written=draft.effective,
             resources=draft.resources,
             needs=tuple(dict.fromkeys(needs)),
             best_of=best_of,

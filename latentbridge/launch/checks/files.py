@@ -8,11 +8,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from latentbridge.config import Origin
 from latentbridge.launch.cluster import Cluster
 
 # what worker and jobs import on a node; looked up, not imported
@@ -108,8 +109,13 @@ def _setup_files(cluster: Cluster, profile: str) -> Iterator[str]:
                 yield f"{profile}: setup line `{line}` reads {path}, which does not exist; correct the path"
 
 
-def find_missing_paths(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """One line for each path in configs (by run name, then dotted key) that does not exist."""
+def find_missing_paths(
+    configs: Mapping[str, Mapping[str, Any]], origin: Callable[[str, str], Origin]
+) -> Iterator[str]:
+    """One line for each path in configs (by run name, then dotted key) that does not exist.
+
+    origin: where a run's key was written
+    """
     users: dict[tuple[str, str], list[str]] = {}
     for run, config in configs.items():
         for key, value in config.items():
@@ -118,7 +124,8 @@ def find_missing_paths(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[str
                     users.setdefault((key, item), []).append(run)
     for (key, path), runs in users.items():
         if not os.path.exists(os.path.expanduser(path)):
-            yield f"{name_runs(runs)}: {key} is '{path}', which does not exist here; correct the path"
+            where = f"{origin(runs[0], key)}: {name_runs(runs)}"
+            yield f"{where}: {key} is '{path}', which does not exist here; correct the path"
 
 
 def name_runs(runs: list[str]) -> str:

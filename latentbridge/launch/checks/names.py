@@ -23,6 +23,7 @@ PLACES = {
     "signal": "signal_delay_s",
 }
 OURS = ("array", "comment", "error", "job_name", "ntasks_per_node", "open_mode", "output")
+REQUEUE = ("requeue", "no_requeue")
 # of a cluster's thousand nodes a message names so many
 MAX_NAMES = 12
 
@@ -130,6 +131,8 @@ def _options(cluster: Cluster, limits: Limits) -> Iterator[str]:
             yield f"additional_parameters.{key} would go unchecked; set {PLACES[key]} instead"
         elif key in OURS:
             yield f"additional_parameters.{key} would replace what jobs are recognised by; leave it out"
+        elif key in REQUEUE:
+            yield f"additional_parameters.{key}: runs go on by being requeued; `retry` in the spec bounds it"
     wanted = str(options.get("nodelist", ""))
     known = [node.name for node in limits.nodes]
     for name in known_nodes(wanted, limits)[1]:

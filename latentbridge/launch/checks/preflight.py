@@ -31,7 +31,11 @@ def preflight(plan: Plan, runs: Path, limits: Limits | None, scripts: Mapping[st
     """
     profile = f"slurm/{plan.cluster_name}.yaml"
     problems = list(find_missing(plan.cluster, profile, runs))
-    problems += find_missing_paths({cell.name: Tree(cell.settings, {}).flat() for cell in plan.cells})
+    written = {cell.name: cell.written for cell in plan.cells}
+    problems += find_missing_paths(
+        {cell.name: Tree(cell.settings, {}).flat() for cell in plan.cells},
+        lambda run, key: written[run].origin(tuple(key.split("."))),
+    )
     if limits is not None:
         problems += _bad_requests(plan, profile, limits)
     refuse(problems)

@@ -17,7 +17,8 @@ from latentbridge.errors import LatentbridgeError
 from latentbridge.launch.advance import advance, may_free_something
 from latentbridge.launch.node import own_job
 from latentbridge.launch.node.attempt import Ending, close_lost, conclude
-from latentbridge.launch.node.causes import Cause, tail_of
+from latentbridge.launch.node.causes import Cause
+from latentbridge.launch.node.job_log import last_line, words_of
 from latentbridge.launch.record import Launch, PlannedRun
 from latentbridge.rundir import read_json, write_json
 
@@ -25,13 +26,14 @@ from latentbridge.rundir import read_json, write_json
 PATIENCE_S = 20
 _OOM = re.compile(r"oom[-_ ]kill|Out Of Memory", re.IGNORECASE)
 _LOST_NODE = re.compile(r"^.*(?:node failure|missing step on node).*$", re.IGNORECASE | re.MULTILINE)
+SILENT = "it printed nothing"
 # what srun returns for a task that died of SIGKILL
 KILLED = 128 + signal.SIGKILL
 
 
 def close(launch: Launch, run: PlannedRun, token: str, code: int) -> None:
     """Write down the end of this job's attempt if its worker did not, and start it again where that helps."""
-    attempt, said = own_job.find_attempt(run.folder), _said(launch, token)
+    attempt, said = own_job.find_attempt(run.folder), words_of(launch.path, token, own_job.task_id())
     if attempt:
         silent = not (attempt / "exit.json").exists()
         again = silent and close_lost(launch, run, *_why_silent(said, code))
@@ -43,7 +45,7 @@ def close(launch: Launch, run: PlannedRun, token: str, code: int) -> None:
             attempt / "env.json",
             {"slurm": own_job.identity(), "nodes": own_job.node_name(), "started": own_job.began()},
         )
-        message = f"the worker did not start (srun: exit code {code}): {_last_line(said)}"
+        message = f"the worker did not start (srun: exit code {code}): {last_line(said) or SILENT}"
         ending = Ending(cause="error", message=message, exit_code=code, ended=time.time())
         again = conclude(launch, run, attempt, ending)
     if again:
@@ -57,19 +59,7 @@ def _why_silent(said: str, code: int) -> tuple[Cause, str]:
         return "node_fail", f"srun lost a node of the job: {lost[0]}"
     if code == KILLED:
         return "killed", "the worker was killed by SIGKILL from outside"
-    return "error", f"the worker failed (srun: exit code {code}): {_last_line(said)}"
-
-
-def _last_line(said: str) -> str:
-    """The last line that is not srun's own account of the end."""
-    lines = [line for line in said.splitlines() if line.strip() and not line.startswith("srun: ")]
-    return lines[-1] if lines else "it printed nothing"
-
-
-def _said(launch: Launch, token: str) -> str:
-    """What this job printed to its error log since its latest start."""
-    logs = (launch.path / "slurm" / token).glob(f"{own_job.task_id()}_*.err")
-    return "\n".join(tail_of(log) for log in sorted(logs)).rpartition(own_job.START_LINE)[2]
+    return "error", f"the worker failed (srun: exit code {code}): {last_line(said) or SILENT}"
 
 
 def release(run: PlannedRun) -> None:

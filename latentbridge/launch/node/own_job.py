@@ -18,8 +18,6 @@ from latentbridge.rundir import RunDir, read_json
 
 # set by the batch shell, for SLURM 22.05 does not say when a job began
 BEGAN_VARIABLE = "LATENTBRIDGE_BEGAN"
-# printed by the batch shell to the error log, which all starts of a job share
-START_LINE = "--- the job starts ---"
 
 
 def task_id() -> str:

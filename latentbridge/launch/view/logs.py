@@ -10,6 +10,7 @@ from pathlib import Path
 
 from latentbridge.errors import RunError
 from latentbridge.launch.node.causes import tail_of
+from latentbridge.launch.node.job_log import job_logs
 from latentbridge.launch.record import Launch, PlannedRun
 from latentbridge.launch.status import WORKER_LOG, Monitor, RunStatus
 from latentbridge.launch.view.explain import explain
@@ -151,8 +152,8 @@ def _show_what_slurm_kept(launch: Launch, run: PlannedRun) -> None:
     """Print what came from outside the ranks: the batch shell's own words, or the local worker's."""
     logs = [launch.path / WORKER_LOG.format(run=run.name)]
     place = launch.ledger.latest().get(run.name)
-    if place:
-        logs += sorted((launch.path / "slurm" / place.submission.token).glob(f"{place.task}_*.err"))
+    if place and place.task:
+        logs += job_logs(launch.path, place.submission.token, place.task)
     for log in logs:
         if log.exists() and log.stat().st_size:
             _say(f"\n==> {log.relative_to(launch.path)} <==\n{tail_of(log)}")

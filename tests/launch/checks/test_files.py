@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from latentbridge.config import Origin
 from latentbridge.launch.checks import files
 from latentbridge.launch.checks.files import find_missing, find_missing_paths, find_risks
 from latentbridge.launch.cluster import Cluster
@@ -100,10 +101,10 @@ def test_paths_in_configs_must_exist_and_are_told_once(tmp_path, monkeypatch):
         },
     }
 
-    assert list(find_missing_paths(configs)) == [
-        "run 'a' and 1 more: model is '/no/model', which does not exist here; correct the path",
-        "run 'a': data is '../gone', which does not exist here; correct the path",
-        "run 'b': cache is '~/no/cache', which does not exist here; correct the path",
+    assert list(find_missing_paths(configs, lambda run, key: Origin(f"{run}.yaml", len(key)))) == [
+        "a.yaml:5: run 'a' and 1 more: model is '/no/model', which does not exist here; correct the path",
+        "a.yaml:4: run 'a': data is '../gone', which does not exist here; correct the path",
+        "b.yaml:5: run 'b': cache is '~/no/cache', which does not exist here; correct the path",
     ]
 
 

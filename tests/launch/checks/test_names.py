@@ -36,6 +36,7 @@ def complaints(limits=None, **settings):
         ({"additional_parameters": {"nodelist": "gpu03"}, "exclude": "gpu[02-03]"}, "both name gpu03"),
         ({"additional_parameters": {"comment": "mine"}}, "comment would replace .*; leave it out"),
         ({"additional_parameters": {"cpus-per-task": 3}}, "set resources.cpus_per_gpu instead"),
+        ({"additional_parameters": {"no-requeue": True}}, "no_requeue: runs go on .* `retry` in the spec"),
     ],
 )
 def test_an_unknown_or_misplaced_name_is_told_of_once(settings, expected):

@@ -61,7 +61,7 @@ def test_every_problem_is_told_at_once_with_where_it_was_set(plan, project, sbat
     lines = str(refused.value).splitlines()
     assert [line.split(": ")[0] for line in lines] == [
         "slurm/x.yaml",
-        "run 'a'",
+        "configs/spec.yaml:6",
         "slurm/x.yaml",
         "configs/spec.yaml:4",
         "configs/spec.yaml:7",

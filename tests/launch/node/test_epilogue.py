@@ -9,7 +9,7 @@ import pytest
 from latentbridge.launch.cluster import Resources
 from latentbridge.launch.ledger import Orders
 from latentbridge.launch.node.epilogue import close
-from latentbridge.launch.node.own_job import START_LINE
+from latentbridge.launch.node.job_log import START_LINE
 from latentbridge.launch.spec import Retry
 from latentbridge.rundir import RunDir, hold_lock, read_json, write_json
 
