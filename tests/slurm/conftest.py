@@ -111,11 +111,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def cluster_without_accounting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A second cluster, of one node, that forgets an ended job after 5 s; only its own `run` leads to it."""
-    settings = {"SLURM_TEST_ACCT": "0", "SLURM_TEST_NODES": "1", "SLURM_TEST_MIN_JOB_AGE": "5"}
-    with running_cluster(tmp_path_factory.mktemp("bare"), **settings) as made:
-        yield made
+def further_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Cluster]]:
+    """Make a further cluster, without accounting, for the session; only its own `run` leads to it."""
+    with contextlib.ExitStack() as stack:
+
+        def make(name: str, **settings: int) -> Cluster:
+            words = {f"SLURM_TEST_{key.upper()}": str(value) for key, value in settings.items()}
+            folder = tmp_path_factory.mktemp(name)
+            return stack.enter_context(running_cluster(folder, SLURM_TEST_ACCT="0", **words))
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def cluster_without_accounting(further_cluster: Callable[..., Cluster]) -> Cluster:
+    """One node, and ended jobs are forgotten after 5 s."""
+    return further_cluster("bare", nodes=1, min_job_age=5)
 
 
 @pytest.fixture
@@ -151,3 +162,27 @@ def profile(slurm_project: Path, stand_in: Path) -> Callable[..., None]:
 
     write()
     return write
+
+
+@pytest.fixture
+def preempting(
+    cluster: Cluster,
+) -> Callable[[int, bool], contextlib.AbstractContextManager[Callable[[], object]]]:
+    """A site with so much grace, with or without the user's signal; yields a way to preempt `low`."""
+    words = ["--partition=high", "--exclusive", "--nodes=3", "--output=/dev/null", "--wrap=true"]
+
+    @contextlib.contextmanager
+    def site(grace_s: int, signalled: bool) -> Iterator[Callable[[], object]]:
+        conf = cluster.conf.read_text()
+        if signalled:
+            cluster.conf.write_text(conf + "SlurmctldParameters=preempt_send_user_signal\n")
+            cluster.run("scontrol", "reconfigure")
+        cluster.run("scontrol", "update", "PartitionName=low", f"GraceTime={grace_s}")
+        try:
+            yield lambda: cluster.run("sbatch", *words)
+        finally:
+            cluster.conf.write_text(conf)
+            cluster.run("scontrol", "reconfigure")
+            cluster.run("scontrol", "update", "PartitionName=low", "GraceTime=0")
+
+    return site

@@ -49,7 +49,9 @@ def test_arrays_dependencies_and_two_nodes_end_in_a_verified_archive(write_spec,
     assert verify(archives(slurm_project)[0]) == []
 
 
-def test_what_sbatch_got_is_what_the_dry_run_shows(write_spec, slurm_project):
+def test_what_sbatch_got_is_what_the_dry_run_shows_and_a_sound_shell_script(
+    write_spec, slurm_project, cluster
+):
     write_spec("name: s\njob: count\nseeds: [1, 2, 3]\nruns: {a: {steps: 3}}")
     shown = launch("spec", "--dry-run").stdout
 
@@ -64,6 +66,12 @@ def test_what_sbatch_got_is_what_the_dry_run_shows(write_spec, slurm_project):
     deed = folder / "slurm" / token / "sbatch.sh"
     told = deed.read_text().replace(token, "TOKEN").replace(folder.name, "s_STAMP")
     assert told.strip() in shown
+    job = read_json(folder / "ledger" / "submissions" / f"{token}.json")["job_id"]
+    assert (
+        cluster.run("scontrol", "write", "batch_script", job, "-").stdout.strip() == deed.read_text().strip()
+    )
+    for script in folder.glob("slurm/*/sbatch.sh"):
+        assert cluster.run("bash", "-n", script).stderr == ""
 
 
 def test_a_run_warned_of_its_time_limit_saves_requeues_itself_and_goes_on(

@@ -132,10 +132,6 @@ def test_each_mishap_is_named_and_met_by_its_own_rule_while_other_runs_go_on(lab
     assert not processes_of(folder / "hung" / "attempts" / "1")
 
 
-def preempt(cluster):
-    cluster.run("sbatch", "--partition=high", "--exclusive", "--nodes=3", "--output=/dev/null", "--wrap=true")
-
-
 @pytest.mark.repeats(10)
 @pytest.mark.parametrize(
     ("grace_s", "signalled"),
@@ -146,26 +142,16 @@ def preempt(cluster):
         pytest.param(0, True, marks=pytest.mark.torture),
     ],
 )
-def test_a_preempted_run_goes_on_where_it_was(grace_s, signalled, lab):
-    cluster = lab.cluster
-    conf = cluster.conf.read_text()
-    if signalled:
-        cluster.conf.write_text(conf + "SlurmctldParameters=preempt_send_user_signal\n")
-        cluster.run("scontrol", "reconfigure")
-    cluster.run("scontrol", "update", "PartitionName=low", f"GraceTime={grace_s}")
-    try:
+def test_a_preempted_run_goes_on_where_it_was(grace_s, signalled, lab, preempting):
+    with preempting(grace_s, signalled) as preempt:
         run = lab.launch("a: {steps: 40, step_s: 0.2}") / "a"
         wait_for(lambda: counted(run) > 3)
 
-        preempt(cluster)
+        preempt()
 
         wait_for(lambda: is_done(run))
-        assert causes(run) == ["preempted", "done"]
-        assert steps_of(run) == list(range(1, 41))
-    finally:
-        cluster.conf.write_text(conf)
-        cluster.run("scontrol", "reconfigure")
-        cluster.run("scontrol", "update", "PartitionName=low", "GraceTime=0")
+    assert causes(run) == ["preempted", "done"]
+    assert steps_of(run) == list(range(1, 41))
 
 
 @pytest.mark.torture
