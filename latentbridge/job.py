@@ -100,6 +100,13 @@ class Run:
         if self.is_main:
             append_jsonl(self.folder.metrics_log, record)
 
+    def sync(self) -> None:
+        """Have the records so far outlive a power cut, as the checkpoint does that is about to be written."""
+        for path in (self.folder.train_log, self.folder.metrics_log) if self.is_main else ():
+            if path.exists():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+
     def forget_after(self, step: int) -> None:
         """Drop records of updates that a resumed run will do again (rank 0)."""
         if self.is_main:
@@ -114,10 +121,10 @@ class Run:
             return
         self._last_progress = now
         if self.attempt is not None:
-            write_json(
-                self.folder.progress_file(self.attempt),
-                {"stage": stage, "done": done, "total": total, "at": time.time()},
-            )
+            said = {"stage": stage, "done": done, "total": total, "at": time.time()}
+            # a disk that stumbles is no reason to end a training
+            with suppress(OSError):
+                write_json(self.folder.progress_file(self.attempt), said)
         elif sys.stderr.isatty():
             print(
                 f"\r{stage}: {done}/{total}\033[K",

@@ -13,8 +13,11 @@ RUN/
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -31,6 +34,11 @@ State = Literal["DONE", "FAILED", "STOPPED"]
 STATES: tuple[State, ...] = ("DONE", "FAILED", "STOPPED")
 # a record of train.jsonl takes about 300 bytes
 TAIL_BYTES = 4096
+STALE_TRIES = 3
+# what flock says on a file system that has no locks
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+
+log = logging.getLogger(__name__)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -60,6 +68,17 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_disk(folder: Path) -> None:
+    """Have all that was written to the disk of `folder` reach it; other disks, which may hang, are let be."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(descriptor)
+
+
 def write_json(path: Path, record: Any) -> None:
     """Write one JSON document atomically; inf and nan are refused, since a reader would choke on them."""
     write_atomic(path, json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -68,11 +87,22 @@ def write_json(path: Path, record: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read one JSON document; RunError names the file where it is missing or damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(_read_text(path))
     except FileNotFoundError:
         raise RunError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def _read_text(path: Path) -> str:
+    """A file's text; on a network disk it may be replaced by another host while it is read here."""
+    for _ in range(STALE_TRIES):
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return path.read_text(encoding="utf-8")
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -105,7 +135,10 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def last_record(path: Path) -> dict[str, Any] | None:
-    """The last whole record of a file of our own, at a cost that does not grow with the file; None: none."""
+    """The last record of a file of our own that can be read, whatever is torn or damaged behind it, if any.
+
+    At a cost that does not grow with the file.
+    """
     if not path.exists():
         return None
     with open(path, "rb") as file:
@@ -115,45 +148,56 @@ def last_record(path: Path) -> dict[str, Any] | None:
             file.seek(start)
             pieces = file.read(end - start).split(b"\n")
             # what follows the last line break is torn, or empty; what precedes the first may be cut by us
-            if whole := pieces[0 if start == 0 else 1 : -1]:
-                break
+            for line in reversed(pieces[0 if start == 0 else 1 : -1]):
+                with suppress(ValueError):
+                    return dict(json.loads(line))
             if start == 0:
                 return None
             length *= 8
-    try:
-        return dict(json.loads(whole[-1]))
-    except ValueError:
-        raise RunError(f"{path}: its last line is not a JSON record; the file was damaged") from None
 
 
 def keep_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrite a JSONL file atomically with only the records that `keep` accepts."""
-    if path.exists():
-        records = [record for record in read_jsonl(path) if keep(record)]
-        write_atomic(
-            path, "".join(json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in records)
-        )
+    """Rewrite a JSONL file atomically with only the records that `keep` accepts.
+
+    What a power cut left unreadable is dropped with a warning: the run is to go on.
+    """
+    if not path.exists():
+        return
+    kept, damaged = [], 0
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            record = json.loads(line) if line.strip() else None
+        except ValueError:
+            damaged += 1
+            continue
+        if record is not None and keep(record):
+            kept.append(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
+    if damaged:
+        log.warning("%s: %d lines could not be read and were left out", path, damaged)
+    write_atomic(path, "".join(kept))
 
 
 def hold_lock(path: Path, patience_s: float) -> IO[bytes]:
     """Lock a file for as long as the returned handle is open; the kernel releases it when its holder dies.
 
-    LockedError if someone else still holds it after `patience_s`. On a file system without locks nobody
-    is kept out: there the ledger alone guards against doubles.
+    LockedError if someone else still holds it after `patience_s`, or it cannot be locked for now. On a file
+    system without locks nobody is kept out: there the ledger alone guards against doubles.
     """
     file = open(path, "ab")  # noqa: SIM115 - the handle is the lock
     deadline = time.monotonic() + patience_s
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return file
             if time.monotonic() >= deadline:
                 file.close()
-                raise LockedError(f"{path}: another process works on this run") from None
+                is_held = isinstance(error, BlockingIOError)
+                why = "another process works here" if is_held else f"it cannot be locked ({error.strerror})"
+                raise LockedError(f"{path}: {why}") from None
             time.sleep(0.2)
             continue
-        except OSError:
-            pass
         return file
 
 
@@ -300,7 +344,12 @@ class RunDir:
     @property
     def state(self) -> State | None:
         """How the run ended, or None while no marker says so."""
-        return next((state for state in STATES if (self.path / state).exists()), None)
+        # the whole folder is asked for: a network disk may go on denying a single name for half a minute
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return None
+        return next((state for state in STATES if state in names), None)
 
     @property
     def is_done(self) -> bool:
@@ -317,7 +366,8 @@ class RunDir:
             return
         write_json(self.path / state, record)
         for other in STATES:
-            if other != state:
+            # one may have become DONE this moment
+            if other not in (state, "DONE"):
                 (self.path / other).unlink(missing_ok=True)
 
     def clear_marker(self) -> None:

@@ -191,3 +191,12 @@ def test_a_rank_is_found_before_its_training_begins(project: Path, monkeypatch: 
     os.waitpid(child, 0)
 
     assert (project / "seen").read_text() == "1"
+
+
+def test_a_disk_that_stumbles_ends_no_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(path: Path, record: object) -> None:
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr(job, "write_json", stumble)
+
+    run.progress("training", 1, 2)

@@ -1,12 +1,15 @@
+import errno
 import json
 import os
 import signal
 import stat
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from latentbridge import rundir
 from latentbridge.errors import LockedError, RunError
 from latentbridge.rundir import (
     RunDir,
@@ -114,6 +117,37 @@ def test_damage_before_the_last_line_is_named_with_its_line(tmp_path):
         list(read_jsonl(path))
 
 
+def test_what_a_power_cut_left_unreadable_costs_neither_the_last_record_nor_the_resumed_run(tmp_path, caplog):
+    path = tmp_path / "train.jsonl"
+    for step in (1, 2, 3):
+        append_jsonl(path, {"step": step})
+    with open(path, "ab") as file:
+        file.write(b"\0" * 6000 + b"\n")
+    assert last_record(path) == {"step": 3}
+
+    keep_records(path, lambda record: record["step"] <= 2)
+
+    assert list(read_jsonl(path)) == [{"step": 1}, {"step": 2}]
+    assert "1 lines could not be read" in caplog.text
+
+
+def test_a_file_that_another_host_replaces_meanwhile_is_read_again(tmp_path, monkeypatch):
+    write_json(tmp_path / "x.json", {"step": 4})
+    read, failures = Path.read_text, [errno.ESTALE, errno.ESTALE]
+
+    def stale(self, **words):
+        if failures:
+            raise OSError(failures.pop(), "Stale file handle")
+        return read(self, **words)
+
+    monkeypatch.setattr(Path, "read_text", stale)
+
+    assert read_json(tmp_path / "x.json") == {"step": 4}
+    failures.append(errno.EIO)
+    with pytest.raises(RunError, match=r"x\.json: cannot be read"):
+        read_json(tmp_path / "x.json")
+
+
 def test_a_number_that_json_cannot_hold_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         append_jsonl(tmp_path / "x.jsonl", {"loss": float("inf")})
@@ -138,13 +172,6 @@ def test_without_a_whole_record_there_is_no_last_one(run, content):
     run.train_log.write_text(content)
 
     assert run.last_step() == 0
-
-
-def test_a_damaged_last_record_is_named(run):
-    run.train_log.write_text('{"step": 1}\n\0\0\0\n')
-
-    with pytest.raises(RunError, match=r"train\.jsonl: its last line is not a JSON record"):
-        run.last_step()
 
 
 def test_the_last_step_is_read_from_the_end_of_the_file(run, monkeypatch):
@@ -260,6 +287,18 @@ def test_clearing_forgets_a_failure(run):
     assert run.state is None
 
 
+def test_a_run_that_becomes_done_while_another_marker_is_written_stays_done(run, monkeypatch):
+    def finish_meanwhile(path, record):
+        write_json(run.path / "DONE", {"steps": 3})
+        write_json(path, record)
+
+    monkeypatch.setattr(rundir, "write_json", finish_meanwhile)
+
+    run.mark("FAILED", {"cause": "node_fail"})
+
+    assert (run.state, run.read_marker()) == ("DONE", {"steps": 3})
+
+
 def test_evaluations_are_named_by_step_or_word(run):
     assert run.eval_samples(250).name == "eval_samples_step_250.jsonl"
     assert run.eval_samples("final").name == "eval_samples_step_final.jsonl"
@@ -278,3 +317,19 @@ def test_a_lock_keeps_others_out_and_ends_with_its_holder(run):
 
     assert not run.is_locked()
     hold_lock(run.worker_lock, 0).close()
+
+
+def test_a_disk_without_locks_keeps_nobody_out_and_one_that_cannot_lock_for_now_is_not_taken_for_it(
+    run, monkeypatch
+):
+    def flock(number):
+        def refuse(file, operation):
+            raise OSError(number, os.strerror(number))
+
+        return refuse
+
+    monkeypatch.setattr(rundir.fcntl, "flock", flock(errno.ENOSYS))
+    hold_lock(run.worker_lock, 0).close()
+    monkeypatch.setattr(rundir.fcntl, "flock", flock(errno.ENOLCK))
+    with pytest.raises(LockedError, match=r"worker\.lock: it cannot be locked \(No locks available\)"):
+        hold_lock(run.worker_lock, 0)

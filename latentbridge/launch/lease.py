@@ -18,6 +18,9 @@ from latentbridge.errors import LockedError
 LEASE_S = 45
 RENEW_S = 8
 RETRY_S = 0.2
+# how long a disk may go on saying that a lock is there which it cannot show
+RELEASED_S = 60
+UNREADABLE = {"pid": "unknown", "host": "an unknown host"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,7 @@ def lease(path: Path, what: str, patience_s: float = 0) -> Iterator[Lease]:
     """
     me: dict[str, str | int] = {
         "host": socket.gethostname(),
+        "space": process_space(),
         "pid": os.getpid(),
         "born": _born(os.getpid()),
         "token": secrets.token_hex(8),
@@ -54,17 +58,17 @@ def lease(path: Path, what: str, patience_s: float = 0) -> Iterator[Lease]:
     deadline = time.monotonic() + patience_s
     while not _try_lock(held):
         holder = _holder(path)
-        if holder is None:
-            continue  # released this moment
-        if _is_stale(path, holder):
+        if holder is not None and _is_stale(path, holder):
             _break(path, holder)
-        elif time.monotonic() >= deadline:
+            continue
+        # one that was released this moment is ours at the next try
+        if time.monotonic() >= deadline + (RELEASED_S if holder is None else 0):
+            who = "process {pid} on {host}".format_map(UNREADABLE | (holder or {}))
             raise LockedError(
-                f"{what} is in the hands of process {holder['pid']} on {holder['host']} ({path}). "
+                f"{what} is in the hands of {who} ({path}). "
                 f"Wait for it, or end it and try again; of a dead host it is free after {LEASE_S} s"
             )
-        else:
-            time.sleep(RETRY_S)
+        time.sleep(RETRY_S)
     over = threading.Event()
     keeper = threading.Thread(target=_renew, args=(held, over), daemon=True)
     keeper.start()
@@ -94,10 +98,22 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _holder(path: Path) -> dict[str, str | int] | None:
+    """What a lock says of its holder: nothing where it cannot be read; None where there is no lock."""
     try:
         return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError):
+        return {}
+
+
+def process_space() -> str:
+    """Where process ids mean the same: this start of this host, and in it this container."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
 
 
 def _born(pid: int) -> str:
@@ -108,10 +124,22 @@ def _born(pid: int) -> str:
         return ""
 
 
+def _is_alive(pid: int, born: str) -> bool:
+    if now := _born(pid):
+        return now == born
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # of another user, whom /proc may hide
+    return True
+
+
 def _is_stale(path: Path, holder: dict[str, str | int]) -> bool:
-    if holder["host"] == socket.gethostname():
+    if holder.get("space") == process_space():
         # by pid, not by silence: a process that was merely suspended goes on with what it thinks is its own
-        return _born(int(holder["pid"])) != holder["born"]
+        return not _is_alive(int(holder["pid"]), str(holder["born"]))
     try:
         return _disk_time(path) - path.stat().st_mtime > LEASE_S
     except FileNotFoundError:
@@ -130,18 +158,22 @@ def _disk_time(path: Path) -> float:
 
 def _break(path: Path, holder: dict[str, str | int]) -> None:
     """Take a dead holder's lock away; of several who try, one succeeds."""
-    grave = _beside(path, f"dead-{holder['token']}")
+    grave = _beside(path, f"dead-{holder.get('token', secrets.token_hex(4))}")
     try:
         os.rename(path, grave)
     except FileNotFoundError:
         return
-    if (taken := _holder(grave)) and taken["token"] != holder["token"]:
+    if (taken := _holder(grave)) and taken["token"] != holder.get("token"):
         with suppress(FileExistsError):
             os.link(grave, path)  # someone was quicker, and this is their live lock: put it back
     grave.unlink(missing_ok=True)
 
 
 def _renew(held: Lease, over: threading.Event) -> None:
-    while not over.wait(RENEW_S) and _holder(held.path) == held.me:
-        with suppress(FileNotFoundError):
+    while not over.wait(RENEW_S):
+        holder = _holder(held.path)
+        if holder and holder != held.me:
+            return
+        # a disk that stumbles may be well again at the next turn
+        with suppress(OSError):
             os.utime(held.path)

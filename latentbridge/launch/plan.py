@@ -21,15 +21,18 @@ from latentbridge.config import dump, to_yaml
 from latentbridge.errors import ConfigError
 from latentbridge.launch.cells.expand import Cell, read_cells
 from latentbridge.launch.cluster import Cluster, Resources, load_cluster, resources_for
+from latentbridge.launch.lease import process_space
 from latentbridge.launch.record import LIMITS, PLAN, Launch, PlannedRun
 from latentbridge.launch.slurm.limits import Limits
 from latentbridge.launch.spec import Spec, find_spec
-from latentbridge.rundir import RunDir, link_or_copy, read_json, sync_folder, write_json
+from latentbridge.rundir import RunDir, link_or_copy, read_json, sync_disk, sync_folder, write_json
 
 # what a run executes
 CODE = ("latentbridge", "jobs")
 # above this size a code copy shares the file instead of doubling it; such files are replaced, never edited
 HARD_LINK_BYTES = 256 * 1024
+# nobody writes a launch folder for so long
+DRAFT_LIFE_S = 24 * 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +120,7 @@ def write_launch(
     """
     runs.mkdir(parents=True, exist_ok=True)
     final = _free_name(runs, plan.spec.name)
-    draft = runs / f".{final.name}.{os.getpid()}"
+    draft = runs / f".{final.name}.{_drafter()}.{os.getpid()}"
     draft.mkdir()
     try:
         (draft / "cache").mkdir()
@@ -138,7 +141,7 @@ def write_launch(
             write_json(draft / LIMITS, limits.as_record())
         write_json(draft / PLAN, _plan_record(plan, code, argv, versions(), twins))
         # nobody looks into a draft, so its thousands of files reach the disk in one go
-        os.sync()
+        sync_disk(draft)
         os.rename(draft, final)
         sync_folder(runs)
     except BaseException:
@@ -155,10 +158,16 @@ def _free_name(runs: Path, name: str) -> Path:
 
 def sweep_drafts(runs: Path, name: str) -> None:
     """Remove launch folders that a killed launcher had not finished; nothing was submitted of them."""
-    for draft in runs.glob(f".{name}_*_*.*"):
-        pid = draft.suffix.removeprefix(".")
-        if draft.is_dir() and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+    for draft in runs.glob(f".{name}_*_*.*.*"):
+        drafter, _, pid = draft.name.rpartition(".")
+        # only of processes that would be seen here
+        is_dead = drafter.endswith(f".{_drafter()}") and not Path(f"/proc/{pid}").exists()
+        if draft.is_dir() and (is_dead or time.time() - draft.stat().st_mtime > DRAFT_LIFE_S):
             shutil.rmtree(draft, ignore_errors=True)
+
+
+def _drafter() -> str:
+    return hashlib.sha256(process_space().encode()).hexdigest()[:8]
 
 
 def _write_run(plan: Plan, cell: Cell, folder: Path, shared: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from latentbridge.launch.plan import Plan, code_hash, versions
 from latentbridge.launch.record import PLAN, PlannedRun
-from latentbridge.rundir import STATES, RunDir, link_or_copy, read_json
+from latentbridge.rundir import STATES, RunDir, link_or_copy, read_json, sync_disk
 
 # stays with the launch that computed it, or is written anew
 _LEFT = ("attempts", "*.lock", "manifest.json", *STATES, ".*")
@@ -69,7 +69,7 @@ def take_over(run: PlannedRun) -> bool:
     kept = {key: own[key] for key in ("name", "cell", "overrides")}
     run.folder.write_manifest(source.read_manifest() | kept | {"taken_from": place})
     # the marker must not reach the disk before what it stands for
-    os.sync()
+    sync_disk(run.folder.path)
     run.folder.mark("DONE", source.read_marker() | {"taken_from": place})
     return True
 

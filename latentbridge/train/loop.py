@@ -273,6 +273,7 @@ class _Loop:
             return
         self._settle()
         self.run.beat()
+        self.run.sync()
         checkpoint.save_last(self.root, self.engine, self._as_record())
         self.run.beat()
         self.saved_step = self.state.step

@@ -10,8 +10,10 @@ import sys
 import time
 
 import pytest
+from launching import wait_for
 
 from latentbridge.errors import LockedError
+from latentbridge.launch import lease as lease_module
 from latentbridge.launch.lease import lease
 
 
@@ -109,6 +111,64 @@ def test_a_clock_that_is_wrong_by_hours_makes_no_lock_look_dead(tmp_path, monkey
     path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "abc"}))
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 7200)
+
+    with pytest.raises(LockedError), lease(path, "the launch"):
+        pass
+
+
+@pytest.mark.timeout(20)
+def test_a_lock_that_cannot_be_read_is_waited_for_without_haste_and_freed_when_it_is_old(tmp_path):
+    path = tmp_path / "lock"
+    path.write_text("")
+    began = time.process_time()
+
+    with pytest.raises(LockedError, match="process unknown on an unknown host"):  # noqa: SIM117
+        with lease(path, "the launch", patience_s=1):
+            pass
+
+    assert time.process_time() - began < 0.5
+    os.utime(path, (1, 1))
+    with lease(path, "the launch"):
+        pass
+
+
+def test_a_disk_that_stumbles_once_does_not_end_the_keeping_of_a_lock(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    touch, failures = os.utime, [OSError(116, "Stale file handle")]
+
+    def stumble(*words):
+        if failures:
+            raise failures.pop()
+        touch(*words)
+
+    monkeypatch.setattr(lease_module, "RENEW_S", 0.05)
+    monkeypatch.setattr(os, "utime", stumble)
+    with lease(path, "the launch"):
+        touch(path, (1, 1))
+        wait_for(lambda: path.stat().st_mtime > 1, 5)
+
+
+def test_a_process_of_another_container_on_a_host_of_the_same_name_is_not_taken_for_dead(tmp_path):
+    path = tmp_path / "lock"
+    with lease(path, "the launch"):
+        holder = json.loads(path.read_text())
+    path.write_text(json.dumps(holder | {"space": "another container", "pid": 4_000_000}))
+
+    with pytest.raises(LockedError), lease(path, "the launch"):
+        pass
+
+
+def test_a_live_process_that_proc_hides_is_not_taken_for_dead(tmp_path, monkeypatch):
+    path = tmp_path / "lock"
+    with lease(path, "the launch"):
+        holder = json.loads(path.read_text())
+    path.write_text(json.dumps(holder | {"pid": 1, "born": "1"}))
+    monkeypatch.setattr(lease_module, "_born", lambda pid: "")
+
+    def refuse(pid, number):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
 
     with pytest.raises(LockedError), lease(path, "the launch"):
         pass

@@ -8,6 +8,7 @@ from importlib import metadata
 
 import pytest
 
+from latentbridge.launch import plan as plan_module
 from latentbridge.launch.plan import copy_code, find_launch, make_plan, sweep_drafts, write_launch
 from latentbridge.launch.record import find_target
 from latentbridge.rundir import read_json
@@ -85,16 +86,18 @@ def test_a_launch_folder_names_packages_seed_command_and_budget(plan, project):
     assert read_json(launch.path / "plan.json")["hang_timeout_min"] == 30
 
 
-def test_what_a_killed_launcher_left_is_swept_and_what_a_live_one_makes_is_not(plan, project):
+def test_what_a_killed_launcher_left_is_swept_and_what_a_live_or_a_distant_one_makes_is_not(plan, project):
     runs = project / "runs"
-    dead, alive = runs / ".s_20260101_000000.999999", runs / f".s_20260101_000000.{os.getpid()}"
-    for draft in (dead, alive):
+    here, stamp = plan_module._drafter(), ".s_20260101_000000"
+    dead, alive = runs / f"{stamp}.{here}.999999", runs / f"{stamp}.{here}.{os.getpid()}"
+    distant, forgotten = runs / f"{stamp}.0123abcd.999999", runs / f"{stamp}.0123abcd.999998"
+    for draft in (dead, alive, distant, forgotten):
         (draft / "a-s4").mkdir(parents=True)
+    os.utime(forgotten, (1, 1))
 
     sweep_drafts(runs, "s")
 
-    assert not dead.exists()
-    assert alive.exists()
+    assert sorted(path.name for path in runs.iterdir()) == sorted([alive.name, distant.name])
 
 
 def test_the_same_plan_is_found_again_and_another_is_not(plan, project, write_spec):

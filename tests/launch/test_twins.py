@@ -219,7 +219,7 @@ def test_a_take_over_that_was_killed_is_done_again_and_shares_weights_but_no_rec
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(twins_module.os, "sync", die)
+        patch.setattr(twins_module, "sync_disk", lambda folder: die())
         take_over(run)
     assert run.folder.state is None
 

@@ -60,7 +60,7 @@ def dying(deed, call=1, after=False):
 POINTS: dict[str, str] = {
     "plan read": "launcher.find_launch = die",
     "draft half written": "plan.packages = die",
-    "draft written": "plan.os.sync = die",
+    "draft written": "plan.sync_disk = die",
     "folder renamed": "plan.sync_folder = die",
     "selection written": "launcher.go_on = die",
     "lease taken": "advance.Monitor = die",
