@@ -23,19 +23,20 @@ def at_most(resources: Iterable[Resources]) -> float:
 
 def gpu_hours(run: PlannedRun) -> float:
     """What all attempts of a run have used so far; on a machine without GPUs ranks count instead."""
-    return sum(_attempt_s(attempt) for attempt in run.folder.list_attempts()) * ranks_of(run) / HOUR_S
+    return sum(attempt_s(attempt) for attempt in run.folder.list_attempts()) * ranks_of(run) / HOUR_S
 
 
-def _attempt_s(attempt: Path) -> float:
+def attempt_s(attempt: Path) -> float:
+    """How long an attempt has held its GPUs, in seconds."""
     if (attempt / "exit.json").exists():
         record = read_json(attempt / "exit.json")
         # of a job on SLURM the GPUs are held until its batch shell has spoken its last word
-        return float(record.get("released", record["ended"]) - record["began"])
+        return max(0.0, float(record.get("released", record["ended"]) - record["began"]))
     started = read_opening(attempt).get("started")
     if started is None:
         return 0.0
     now, sign = time.time(), last_sign(attempt)
-    return (now if now - sign < SILENCE_S else sign) - float(started)
+    return max(0.0, (now if now - sign < SILENCE_S else sign) - float(started))
 
 
 def spent(launch: Launch) -> float:

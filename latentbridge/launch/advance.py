@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from latentbridge.errors import LatentbridgeError, PreflightError, RunError, SchedulerError
 from latentbridge.launch import slurm
 from latentbridge.launch.lease import Lease, lease
-from latentbridge.launch.ledger import Submission
-from latentbridge.launch.node.attempt import close_lost
+from latentbridge.launch.ledger import Orders, Submission
+from latentbridge.launch.node.attempt import close_lost, close_unbegun
 from latentbridge.launch.record import Launch, PlannedRun, settle_config
 from latentbridge.launch.slurm.squeue import Job, Queue
 from latentbridge.launch.status import ACTIVE, LOST_AFTER_S, Monitor, RunStatus, live_jobs
@@ -41,8 +41,13 @@ class Advance:
     over_budget: bool = False
     # why no job waits for the end of all runs, where none does
     warning: str = ""
-    # what was refused, for reasons that waiting does not cure
+    # what was refused, for reasons that waiting does not cure; the rest was submitted
     refusals: list[LatentbridgeError] = field(default_factory=list)
+
+    @property
+    def complaints(self) -> list[str]:
+        """What went wrong, in words."""
+        return [*map(str, self.refusals), *([self.warning] if self.warning else [])]
 
     @property
     def num_submitted(self) -> int:
@@ -65,14 +70,18 @@ def advance(launch: Launch, *, by_user: bool = False, patience_s: float = 0) -> 
 
     by_user: somebody asked for it now, so runs whose job vanished from the queue before it began, by an
     operator's hand perhaps, are submitted again as well.
-    Where SLURM refuses some runs, the others are submitted; then the first refusal is raised.
     """
     with lease(launch.path / LOCK, f"submitting {launch.name}", patience_s) as held:
         monitor = Monitor(launch)
         states, queue = _poll(monitor, wait=by_user)
-        has_settled = settle_open(launch, queue)
-        has_taken = any([take_over(launch.runs[state.name]) for state in states if state.twin])
-        if _close_silent(launch, states) or has_settled or has_taken:
+        held.check()
+        changes = [
+            settle_open(launch, queue),
+            _close_silent(launch, states),
+            _hold_cancelled(launch, states),
+            any([take_over(launch.runs[state.name]) for state in states if state.twin]),
+        ]
+        if any(changes):
             states = monitor.poll(queue)
         ready = [launch.runs[state.name] for state in states if _may_start(state, by_user)]
         step = Advance(states, left=len(ready))
@@ -83,8 +92,6 @@ def advance(launch: Launch, *, by_user: bool = False, patience_s: float = 0) -> 
         _follow_up(launch, held, queue, step)
         if step.submitted:
             step.states = monitor.poll()
-        if step.refusals:
-            raise step.refusals[0]
         return step
 
 
@@ -96,6 +103,16 @@ def may_free_something(launch: Launch) -> bool:
     return (
         len(arrays) > 1 or FINISH not in placed or any(run not in placed | held for run in launch.run_names)
     )
+
+
+def finish_waits(launch: Launch) -> bool:
+    """Whether the job that comes last is in the queue; True too where SLURM does not say."""
+    place = launch.ledger.latest().get(FINISH)
+    if place is None or place.task is None:
+        return False
+    answer = slurm.call("squeue", "--noheader", f"--jobs={place.task}", "--format=%t")
+    # an id that SLURM has forgotten is an error to it
+    return bool(answer.stdout.split()) or slurm.is_silence(answer.stderr)
 
 
 def _poll(monitor: Monitor, wait: bool) -> tuple[list[RunStatus], Queue]:
@@ -114,11 +131,28 @@ def _poll(monitor: Monitor, wait: bool) -> tuple[list[RunStatus], Queue]:
 
 
 def _close_silent(launch: Launch, states: list[RunStatus]) -> bool:
-    """Write down the end of attempts whose worker died silently; True if there were any."""
-    lost = [state for state in states if state.phase == "lost" and state.attempts]
+    """Write down how starts ended of which no worker or batch shell could tell; True if there were any."""
+    lost = [state for state in states if state.can_be_closed]
     for state in lost:
-        close_lost(launch, launch.runs[state.name], state.cause or "node_fail", state.detail)
+        run, cause = launch.runs[state.name], state.cause or "node_fail"
+        if state.is_open:
+            close_lost(launch, run, cause, state.detail, up_to=state.attempts)
+        else:
+            token = launch.ledger.latest()[state.name].submission.token
+            close_unbegun(launch, run, token, cause, state.detail, state.nodes)
     return bool(lost)
+
+
+def _hold_cancelled(launch: Launch, states: list[RunStatus]) -> bool:
+    """Leave out runs whose job was taken out of the queue between two attempts, while SLURM remembers it."""
+    cancelled = [state for state in states if state.phase == "lost" and state.cause == "cancelled"]
+    # one that never began may have been removed to make room, and is asked for again by the launch command
+    found = [state.name for state in cancelled if state.attempts and not state.is_open]
+    if found:
+        orders = launch.ledger.orders
+        held = orders.held | dict.fromkeys(found, "cancelled by scancel, while it waited to go on")
+        launch.ledger.order(Orders(held=held, forgiven=orders.forgiven))
+    return bool(found)
 
 
 def _may_start(state: RunStatus, by_user: bool) -> bool:
@@ -169,8 +203,8 @@ def _with_settled_config(launch: Launch, ready: list[PlannedRun], step: Advance)
 
 def _arrays(launch: Launch, queue: Queue) -> list[tuple[Submission, Job]]:
     """This launch's arrays and jobs in the queue, the finishing job apart."""
-    found = [(s, queue.jobs[s.token]) for s in launch.ledger if s.token in queue.jobs and s.runs != (FINISH,)]
-    return [(submission, job) for submission, job in found if job.alive]
+    found = [(s, queue.find(s.token, s.job_id, launch.name)) for s in launch.ledger if s.runs != (FINISH,)]
+    return [(submission, job) for submission, job in found if job and job.alive]
 
 
 def _committed(launch: Launch, queue: Queue) -> int:
@@ -211,7 +245,7 @@ def _follow_up(launch: Launch, held: Lease, queue: Queue, step: Advance) -> None
     others = {state.twin.partition("/")[0] for state in step.states if state.twin}
     active |= {job.job_id for other in others for job in live_jobs(Launch(launch.path.parent / other), queue)}
     last = launch.ledger.latest().get(FINISH)
-    waiting = last and queue.jobs.get(last.submission.token)
+    waiting = last and queue.find(last.submission.token, last.submission.job_id, launch.name)
     if active and not (waiting and any(task.waits for task in waiting.alive)):
         try:
             submit_finish(launch, held, sorted(active, key=int))

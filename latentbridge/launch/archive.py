@@ -8,7 +8,6 @@ preserved_data/<name>_<YYYYMMDD_HHMMSS>/
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -20,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentbridge.errors import RunError
-from latentbridge.rundir import read_json, sync_folder, write_atomic
+from latentbridge.rundir import hold_lock, read_json, sync_folder, write_atomic
 
 SUMS, RECORD = "SHA256SUMS", "archive.json"
 # what a killed preserve or restore may leave beside an archive
 PARTIAL, REPLACED = ".partial", ".replaced"
 _CHUNK_BYTES = 2**20
+# another launch may be preserving its checkpoints
+LOCK_PATIENCE_S = 1800
 _SUM_LINE = re.compile(rb"([0-9a-f]{64})  ([^\n]+)\n")
 
 
@@ -181,6 +182,5 @@ def sync_tree(top: Path) -> None:
 @contextmanager
 def lock_root(archive_root: Path) -> Iterator[None]:
     """One writer at a time in an archive root; the others wait, and the kernel frees a dead one's lock."""
-    with open(archive_root / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with hold_lock(archive_root / ".lock", LOCK_PATIENCE_S):
         yield

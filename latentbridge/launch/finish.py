@@ -11,17 +11,19 @@ import time
 import traceback
 from pathlib import Path
 
-from latentbridge.errors import LatentbridgeError, LockedError, SchedulerError
-from latentbridge.launch.advance import advance, is_moving
+from latentbridge.errors import LockedError, RunError, SchedulerError
+from latentbridge.launch.advance import advance
 from latentbridge.launch.lease import lease
 from latentbridge.launch.record import Launch
-from latentbridge.launch.status import ACTIVE, LOST_AFTER_S, status
+from latentbridge.launch.status import ACTIVE
 
 # others may be submitting when the last run ends
 PATIENCE_S = 300
 POLL_S = 3
-# a controller that is down comes back, and nobody else may be left to go on
+# a controller that is down comes back
 SILENCE_PATIENCE_S = 1800
+# clocks of hosts differ, by which a run that left the queue is told from one that is lost
+UNKNOWN_PATIENCE_S = 300
 
 
 def finish(launch: Launch, archives: Path) -> Path:
@@ -56,25 +58,23 @@ def go_on(launch: Launch) -> bool:
     False where runs are queued or at work: another job like this one waits for those.
     """
     silent_until = time.monotonic() + SILENCE_PATIENCE_S
-    unknown_until = time.monotonic() + 4 * LOST_AFTER_S
+    unknown_until = time.monotonic() + UNKNOWN_PATIENCE_S
     while True:
         try:
             step = advance(launch, patience_s=PATIENCE_S)
-        except SchedulerError:
+        except (SchedulerError, RunError, OSError) as error:
+            # a controller or a disk that stumbles; nobody else may be left to go on
             if time.monotonic() > silent_until:
                 raise
-            unknown_until = time.monotonic() + 4 * LOST_AFTER_S
-        except LockedError:
-            raise
-        except LatentbridgeError as refusal:
-            # what has ended is preserved all the same
-            print(refusal, file=sys.stderr)
-            return not is_moving(status(launch))
+            print(f"tried again in {POLL_S} s: {error}", file=sys.stderr)
+            unknown_until = time.monotonic() + UNKNOWN_PATIENCE_S
         else:
+            for complaint in step.complaints:
+                print(complaint, file=sys.stderr)
             if step.has_ended:
                 return True
-            # a run that left the queue moments ago needs no other job, only a moment
             waits = any(state.phase in ACTIVE or state.twin for state in step.states)
+            # a run that left the queue moments ago needs no other job, only a moment
             if waits or time.monotonic() > unknown_until:
                 return False
         time.sleep(POLL_S)

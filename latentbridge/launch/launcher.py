@@ -136,6 +136,8 @@ def _submit(launch: Launch) -> int:
     print(f"submitted {step.num_submitted} runs as jobs {jobs}" if jobs else "nothing to submit")
     if step.left and not step.over_budget:
         print(f"{step.left} more runs start as the limits of site and spec let them")
+    if step.refusals:
+        raise step.refusals[0]
     if step.warning:
         print(f"warning: {step.warning}\n{_by_hand(launch)}", file=sys.stderr)
     if step.over_budget:
@@ -173,6 +175,8 @@ def _run_pool(launch: Launch) -> int:
         pool = LocalPool(launch, pending)
         with display.Board(total=len(states), done=len(states) - len(pending)) as board:
             pool.run(board)
+        for refusal in pool.refusals:
+            print(refusal, file=sys.stderr)
         states = status(launch)
     else:
         print("nothing to run: every run has ended")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from latentbridge.rundir import read_json, write_json
 
@@ -102,7 +103,7 @@ class Ledger:
         known, changed = self._known.get(token), file.stat().st_mtime_ns if file.exists() else 0
         if known and known[0] == changed:
             return known[1]
-        record = read_json(file)
+        record = _known(Submission, read_json(file))
         submission = Submission(**{**record, "runs": tuple(record["runs"])})
         self._known[token] = changed, submission
         return submission
@@ -139,7 +140,7 @@ class Ledger:
     @property
     def orders(self) -> Orders:
         """What people asked, as of now."""
-        return Orders(**read_json(self._orders)) if self._orders.exists() else Orders()
+        return Orders(**_known(Orders, read_json(self._orders))) if self._orders.exists() else Orders()
 
     def order(self, orders: Orders) -> None:
         """Write down what people ask from now on; for the holder of the launch's lease."""
@@ -148,3 +149,8 @@ class Ledger:
     def _write(self, submission: Submission) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / f"{submission.token}.json", asdict(submission))
+
+
+def _known(kind: type[Any], record: dict[str, Any]) -> dict[str, Any]:
+    """A record less what a later version has added: nodes run the code of the launch, whoever writes here."""
+    return {field.name: record[field.name] for field in fields(kind) if field.name in record}

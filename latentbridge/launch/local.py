@@ -13,11 +13,12 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from latentbridge.errors import PreflightError
+from latentbridge.errors import PreflightError, RunError
 from latentbridge.job import GUARDIAN_VARIABLE
 from latentbridge.launch.cluster import local_gpus
 from latentbridge.launch.node.attempt import close_lost, ranks_of
-from latentbridge.launch.node.worker import EXIT_AGAIN, SAVE_GRACE_S
+from latentbridge.launch.node.torchrun import SAVE_GRACE_S
+from latentbridge.launch.node.worker import EXIT_AGAIN
 from latentbridge.launch.record import Launch, PlannedRun, settle_config
 from latentbridge.launch.status import WORKER_LOG
 from latentbridge.launch.twins import take_over
@@ -40,6 +41,8 @@ class LocalPool:
         self.working: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}  # by slot
         self.stopping = False
         self.interrupts = 0
+        # why runs could not start
+        self.refusals: list[str] = []
 
     def run(self, watch: Callable[[LocalPool], None]) -> None:
         """Work until nothing is pending; `watch` is called every 0.2 s. Ctrl-C saves and stops, two kill."""
@@ -84,8 +87,12 @@ class LocalPool:
                 self._give_up_blocked()
                 return
             self.pending.remove(ready)
-            settle_config(self.launch, ready)
-            self.working[slot] = (ready, self._start(ready, slot))
+            try:
+                settle_config(self.launch, ready)
+            except RunError as refusal:  # what it refers to has no value; the others go on
+                self.refusals.append(str(refusal))
+            else:
+                self.working[slot] = (ready, self._start(ready, slot))
 
     def _may_start(self, run: PlannedRun) -> bool:
         return self._has_needs(run) and not any(twin.is_locked() for twin in run.twins)

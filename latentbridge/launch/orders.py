@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -15,6 +16,7 @@ from latentbridge.launch.record import Launch
 from latentbridge.launch.status import ACTIVE, status
 
 PATIENCE_S = 60
+POLL_S = 1.0
 # an error names so many runs
 MOST_NAMES = 12
 CANCELLED = "cancelled by `latentbridge cancel`"
@@ -49,25 +51,24 @@ def select(launch: Launch, skipped: Sequence[str]) -> None:
 def cancel(launch: Launch, names: Sequence[str]) -> list[str]:
     """Stop these runs and start them no more until `retry`; returns those that were not ended already.
 
-    A run at work saves what it has. SchedulerError if SLURM cannot be told; the order stands all the same.
+    A run at work is asked to save what it has, however long that takes; asked a second time, it is ended with
+    what SLURM gives it. SchedulerError if SLURM cannot be told; the order stands all the same.
     """
     with lease(launch.path / LOCK, f"cancelling runs of {launch.name}", PATIENCE_S):
         states = {state.name: state for state in status(launch) if state.name in set(names)}
         open_ = [name for name, state in states.items() if state.phase not in ("done", "failed", "cancelled")]
-        orders = launch.ledger.orders
+        orders, asked_before = launch.ledger.orders, {*launch.ledger.orders.held}
         # on disk first: whatever starts or ends from now on knows
         launch.ledger.order(
             Orders(held=orders.held | dict.fromkeys(open_, CANCELLED), forgiven=orders.forgiven)
         )
-    tasks = [states[name].job for name in open_ if states[name].phase in (*ACTIVE, "unknown")]
-    queued = [task for task in tasks if task]
-    if queued:
-        answer = slurm.call("scancel", *queued)
-        if answer.returncode != 0:
-            raise SchedulerError(
-                f"scancel: {answer.stderr.strip()}. The runs are marked as cancelled, but their jobs may "
-                "live on; run the same command again"
-            )
+    queued = [
+        states[name] for name in open_ if states[name].phase in (*ACTIVE, "unknown") and states[name].job
+    ]
+    # a plain scancel would leave it the seconds between SLURM's TERM and KILL
+    saving = [s for s in queued if s.phase == "running" and s.is_open and s.name not in asked_before]
+    _scancel("--signal=TERM", *(str(state.job) for state in saving))
+    _scancel(*(str(state.job) for state in queued if state not in saving))
     for name in open_:
         if states[name].phase == "running" and not states[name].job:
             # without SLURM its ranks are asked by file
@@ -75,10 +76,30 @@ def cancel(launch: Launch, names: Sequence[str]) -> list[str]:
     return open_
 
 
+def _scancel(*words: str) -> None:
+    if all(word.startswith("-") for word in words):
+        return
+    answer = slurm.call("scancel", *words)
+    if answer.returncode != 0:
+        raise SchedulerError(
+            f"scancel: {answer.stderr.strip()}. The runs are marked as cancelled, but their jobs may "
+            "live on; run the same command again"
+        )
+
+
 def bring_back(launch: Launch, names: Sequence[str]) -> list[str]:
-    """Let failed, cancelled and held runs start again, their earlier attempts forgiven; returns which."""
+    """Let failed, cancelled and held runs start again, their earlier attempts forgiven; returns which.
+
+    Those that were cancelled moments ago are waited for until they have ended.
+    """
     with lease(launch.path / LOCK, f"bringing back runs of {launch.name}", PATIENCE_S):
-        states = {state.name: state for state in status(launch) if state.name in set(names)}
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            states = {state.name: state for state in status(launch) if state.name in set(names)}
+            ending = launch.ledger.orders.held.keys() & {s.name for s in states.values() if s.phase in ACTIVE}
+            if not ending or time.monotonic() > deadline:
+                break
+            time.sleep(POLL_S)
         wanted = [name for name, s in states.items() if s.phase in ("failed", "cancelled", "held", "lost")]
         orders = launch.ledger.orders
         held = {name: reason for name, reason in orders.held.items() if name not in wanted}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from latentbridge.config import ConfigT
 from latentbridge.errors import ConfigError
 from latentbridge.launch.cells.best_of import BestOf, resolve, resolved_config
 from latentbridge.launch.cluster import Cluster, Resources
@@ -55,6 +57,11 @@ class Launch:
     def name(self) -> str:
         return self.path.name
 
+    @cached_property
+    def owner(self) -> int:
+        """Who launched it, and has jobs of it in the queue, by number."""
+        return os.stat(self.path / PLAN).st_uid
+
     @property
     def code(self) -> Path:
         """The copy of the code that its runs execute."""
@@ -62,11 +69,11 @@ class Launch:
 
     @cached_property
     def cluster(self) -> Cluster:
-        return Cluster.model_validate(self.plan["cluster"])
+        return _known(Cluster, self.plan["cluster"])
 
     @cached_property
     def retry(self) -> Retry:
-        return Retry.model_validate(self.plan["retry"])
+        return _known(Retry, self.plan["retry"])
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -123,11 +130,19 @@ class Launch:
             seed=record["seed"],
             job=self.plan["job"],
             needs=tuple(record["needs"]),
-            resources=Resources.model_validate(record["resources"]),
+            resources=_known(Resources, record["resources"]),
             folder=RunDir(self.path / record["name"]),
             best_of={key: BestOf.model_validate(value) for key, value in record["best_of"].items()},
             twins=tuple(RunDir(self.path.parent / place) for place in record.get("twins", ())),
         )
+
+
+def _known(kind: type[ConfigT], record: dict[str, Any]) -> ConfigT:
+    """A record less what a later version has added: nodes run the code of the launch, whoever writes here."""
+    fields = {key: value for key, value in record.items() if key in kind.model_fields}
+    if isinstance(fields.get("resources"), dict):
+        fields["resources"] = _known(Resources, fields["resources"])
+    return kind.model_validate(fields)
 
 
 def settle_config(launch: Launch, run: PlannedRun) -> None:

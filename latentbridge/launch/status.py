@@ -13,14 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from latentbridge.errors import SchedulerError
+from latentbridge.errors import ConfigError, RunError, SchedulerError
 from latentbridge.launch.account import HOUR_S, gpu_hours
-from latentbridge.launch.ledger import SKIPPED, Orders, Place
+from latentbridge.launch.ledger import SKIPPED, Orders, Place, Submission
 from latentbridge.launch.node.attempt import ranks_of, silent_for
 from latentbridge.launch.node.causes import Cause
 from latentbridge.launch.node.job_log import last_line, words_of
+from latentbridge.launch.node.own_job import has_left
 from latentbridge.launch.record import PLAN, Launch, PlannedRun
 from latentbridge.launch.slurm import sacct
+from latentbridge.launch.slurm.limits import cluster_name
 from latentbridge.launch.slurm.squeue import Job, Queue, Task, read_queue
 from latentbridge.launch.submit import ANSWER_PATIENCE_S
 from latentbridge.rundir import RunDir, State, read_json
@@ -47,6 +49,8 @@ TO_GO_ON = ("planned", "waiting", "stopped", "lost")
 # of a run without SLURM, inside its launch folder
 WORKER_LOG = "ledger/{run}.worker.log"
 SILENT = "SLURM does not answer"
+# ends of jobs before their worker opened an attempt; that somebody cancelled one is none
+FAILED_TO_BEGIN = ("error", "killed", "node_fail", "host_oom", "timeout", "preempted")
 # how squeue and sacct tell of a job whose script or log could not be opened on its node
 NO_START = ("JobLaunchFailure", "RaisedSignal:53", "exit code 0:53")
 # disks of several hosts show a marker late
@@ -71,6 +75,12 @@ class RunStatus:
     nodes: str = ""
     gpu_hours: float = 0.0
     twin: str | None = None  # LAUNCH/RUN that it waits for: the same experiment in an earlier launch
+    is_open: bool = False  # its last attempt has no end yet
+
+    @property
+    def can_be_closed(self) -> bool:
+        """Whether its loss can be written down, and judged by the rules for another attempt."""
+        return self.phase == "lost" and (self.is_open or self.cause in FAILED_TO_BEGIN)
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,7 @@ class Monitor:
         # what accounting said, by task id, and when it may be asked about those that it did not know
         self._told: dict[str, tuple[Cause, str]] = {}
         self._ask_again_at = 0.0
+        self._is_right_cluster = False
         # of earlier launches, by folder
         self._others: dict[Path, Monitor] = {}
 
@@ -106,7 +117,7 @@ class Monitor:
         queue: SLURM's answer of a moment ago, where only our own files have changed since
         """
         places, orders = self.launch.ledger.latest(), self.launch.ledger.orders
-        self.queue = queue or self._ask_queue(places)
+        self.queue = queue or self._ask_queue()
         if self.queue is None or self._basis != (places, orders):
             self._settled.clear()
         self._basis = places, orders
@@ -131,18 +142,32 @@ class Monitor:
                 if not task.ended and index < len(runs):
                     self._settled.pop(runs[index], None)
 
-    def _ask_queue(self, places: dict[str, Place]) -> Queue | None:
-        if not places and not (self.launch.is_slurm and self._twinned):
+    def _ask_queue(self) -> Queue | None:
+        if not self.launch.is_slurm:
             return Queue()
         try:
-            return read_queue()
+            if not self._is_right_cluster:
+                self._check_cluster()
+            return read_queue(self.launch.owner)
         except SchedulerError:
             return None
+
+    def _check_cluster(self) -> None:
+        """ConfigError where SLURM's tools here talk to another cluster than the one with our jobs."""
+        ours = self.launch.limits.cluster_name if self.launch.limits else None
+        here = cluster_name() if ours else None
+        if ours != here:
+            raise ConfigError(
+                f"{self.launch.path}: its jobs are on cluster '{ours}', and SLURM here is that of '{here}'; "
+                f"give the command on a login node of '{ours}'"
+            )
+        self._is_right_cluster = True
 
     def _task(self, place: Place | None) -> Task | None:
         if place is None or self.queue is None:
             return None
-        job = self.queue.jobs.get(place.submission.token)
+        submission = place.submission
+        job = self.queue.find(submission.token, submission.job_id, self.launch.name)
         return job.tasks.get(place.index) if job else None
 
     def _look(self, run: PlannedRun, place: Place | None, orders: Orders) -> RunStatus:
@@ -160,7 +185,13 @@ class Monitor:
                 hours = known.state.gpu_hours + (time.time() - known.at) * ranks_of(run) / HOUR_S
                 return replace(known.state, gpu_hours=hours)
         at_work = task is not None and not task.ended and not task.waits
-        state = self._read(run, place, task, orders)
+        try:
+            state = self._read(run, place, task, orders)
+        except (OSError, RunError) as error:
+            # one damaged file must not hide the other runs
+            self._seen.pop(run.name, None)
+            job = place.task if place else None
+            return RunStatus(name=run.name, phase="unknown", detail=str(error), job=job)
         changed = _when_changed(run.folder, state.attempts) if at_work and state.attempts else None
         self._seen[run.name] = _Seen(key, state, changed, time.time())
         return state
@@ -190,6 +221,7 @@ class Monitor:
             job=place.task if place else None,
             nodes=task.nodes if task else "",
             gpu_hours=gpu_hours(run) if attempts else 0.0,
+            is_open=bool(last and not ending),
         )
         return replace(state, **self._phase(run, place, task, orders, ending))
 
@@ -207,7 +239,9 @@ class Monitor:
                 return {"phase": "pending", "detail": task.reason}
             return {"phase": "running", "detail": "", "stage": stage_of(run.folder)}
         if run.folder.is_locked():
-            return {"phase": "running", "detail": "", "stage": stage_of(run.folder)}
+            # its job may have ended, and its worker not yet
+            unseen = "" if place is None else "a process is at work here of which SLURM shows no job"
+            return {"phase": "running", "detail": unseen, "stage": stage_of(run.folder)}
         if held := orders.held.get(run.name):
             return {"phase": "cancelled" if held.startswith("cancelled") else "held", "detail": held}
         forgiven = len(run.folder.list_attempts()) <= orders.forgiven.get(run.name, -1)
@@ -230,8 +264,10 @@ class Monitor:
             return {"phase": "unknown", "detail": "submitted moments ago, no answer yet"}
         if submission.job_id is None and not run.folder.list_attempts():
             return {"phase": "planned", "detail": "sbatch gave no answer, and SLURM shows no such job"}
-        if ending and ending["ended"] >= submission.created:
-            return {"phase": "stopped"}
+        if ending and _is_of(ending, submission):
+            # it waits for its next attempt, unless somebody took it out of the queue meanwhile
+            is_cancelled = task and sacct.CAUSES.get(task.state) == "cancelled"
+            return {"phase": "lost", **_what_squeue_remembers(task)} if is_cancelled else {"phase": "stopped"}
         if min(silent_for(run.folder), time.time() - submission.created) < LOST_AFTER_S:
             return {"phase": "unknown", "detail": "it left the queue moments ago"}
         return {"phase": "lost", "cause": None, **_what_squeue_remembers(task)}
@@ -249,16 +285,16 @@ class Monitor:
             return state
         if told := self._told.get(state.job or ""):
             return replace(state, cause=told[0], detail=told[1])
-        attempt = self.launch.runs[state.name].folder.attempts / str(state.attempts)
         # a batch shell that was left alive would have said how it ended
-        is_open = attempt.exists() and not (attempt / "exit.json").exists()
-        return replace(state, cause="node_fail") if is_open and self.launch.is_slurm else state
+        return replace(state, cause="node_fail") if state.is_open and self.launch.is_slurm else state
 
     def _with_log(self, state: RunStatus, places: dict[str, Place]) -> RunStatus:
         """What the log of a job tells whose worker never opened an attempt."""
         place = places.get(state.name)
-        if state.attempts or place is None or place.task is None or state.cause not in (None, "killed"):
+        if state.is_open or place is None or place.task is None or state.cause not in (None, "killed"):
             return state
+        if has_left(self.launch, place.submission.token, place.task):
+            return replace(state, phase="stopped", detail="its job left it to another process")
         said = last_line(words_of(self.launch.path, place.submission.token, place.task))
         if not said and any(word in state.detail for word in NO_START):
             said = f"is {self.launch.path} there, on {state.nodes or 'its node'}, and yours to write?"
@@ -322,6 +358,13 @@ class Monitor:
         return [name for name, run in self.launch.runs.items() if run.needs]
 
 
+def _is_of(ending: dict[str, Any], submission: Submission) -> bool:
+    """Whether an attempt that ended was a job of this submission."""
+    if token := ending.get("token"):
+        return bool(token == submission.token)
+    return bool(ending["ended"] >= submission.created)
+
+
 def _when_changed(folder: RunDir, attempts: int) -> tuple[int, ...] | None:
     """When a run at work last began an attempt, got a marker or said how far it is; None: nobody knows."""
     progress = folder.progress_file(folder.attempts / str(attempts))
@@ -356,7 +399,8 @@ def _what_squeue_remembers(task: Task | None) -> dict[str, Any]:
 
 def live_jobs(launch: Launch, queue: Queue) -> list[Job]:
     """A launch's jobs that are queued or at work, the one that comes last too."""
-    return [job for token, job in queue.jobs.items() if job.alive and launch.ledger.has(token)]
+    found = [queue.find(s.token, s.job_id, launch.name) for s in launch.ledger]
+    return [job for job in found if job and job.alive]
 
 
 def status(launch: Launch) -> list[RunStatus]:

@@ -24,7 +24,7 @@ from latentbridge.launch.node.job_log import START_LINE
 from latentbridge.launch.node.nodes import nodes_to_avoid
 from latentbridge.launch.node.own_job import BEGAN_VARIABLE
 from latentbridge.launch.record import Launch, PlannedRun
-from latentbridge.launch.slurm.squeue import COMMENT, Queue, read_queue
+from latentbridge.launch.slurm.squeue import COMMENT, JOB_NAME, Queue, read_queue
 
 # the ledger's name for the job that comes after all runs
 FINISH = "(finish)"
@@ -80,7 +80,7 @@ def parameters(
     ranks = resources.gpus_per_node or 1
     code = shlex.quote(str(launch / "code"))
     wanted = {
-        "job_name": f"lb-{launch.name}",
+        "job_name": JOB_NAME + launch.name,
         "comment": COMMENT + token,
         "partition": cluster.partition,
         "account": cluster.account,
@@ -155,11 +155,17 @@ def submit_finish(launch: Launch, held: Lease, after: list[str]) -> Submission:
 def settle_open(launch: Launch, queue: Queue) -> bool:
     """Find out what became of submissions without an answer; True if anything is known now that was not.
 
-    One that SLURM does not show after all this time is given up: should its job turn up yet, it leaves.
+    One that SLURM does not show after all this time is given up: should its job turn up yet, it is cancelled,
+    and leaves by itself if it has begun.
     """
     settled = False
-    for submission in [submission for submission in launch.ledger if submission.is_open]:
-        if job := queue.jobs.get(submission.token):
+    for submission in list(launch.ledger):
+        job = queue.jobs.get(submission.token)
+        if submission.refused and job and job.alive:
+            slurm.call("scancel", job.job_id)
+        if not submission.is_open:
+            continue
+        if job:
             launch.ledger.accepted(submission, job.job_id)
         elif time.time() - submission.created > ANSWER_PATIENCE_S:
             launch.ledger.refused(submission, "sbatch gave no answer, and SLURM shows no such job")

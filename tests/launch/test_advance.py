@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
@@ -9,17 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from folders import begin, planned_launch
+from folders import begin, end, planned_launch
 
-from latentbridge.errors import PreflightError, SchedulerError
+from latentbridge.errors import SchedulerError
 from latentbridge.launch import advance as advance_module
 from latentbridge.launch import slurm, submit
 from latentbridge.launch import status as status_module
-from latentbridge.launch.advance import advance, may_free_something
+from latentbridge.launch.advance import advance, finish_waits, may_free_something
 from latentbridge.launch.ledger import Orders
 from latentbridge.launch.record import Launch
 from latentbridge.launch.slurm.squeue import Job, Queue, Task
-from latentbridge.rundir import write_json
+from latentbridge.rundir import read_json, write_json
 
 SPEC = """
 name: s
@@ -44,7 +45,7 @@ class Slurm:
         monkeypatch.setattr(submit, "read_queue", self.read_queue)
         monkeypatch.setattr(status_module.sacct, "endings", lambda tasks: {})
 
-    def read_queue(self):
+    def read_queue(self, uid=None):
         if self.silent:
             raise SchedulerError("silent")
         return self.queue
@@ -58,6 +59,7 @@ class Slurm:
             if word in text:
                 return subprocess.CompletedProcess(argv, 1, "", f"sbatch: error: {said}")
         number = str(100 + len(self.calls))
+        assert (Path(argv[1]).parents[2] / "plan.json").exists()
         token = Path(argv[1]).parent.name
         array = re.search(r"--array=0-(\d+)", text)
         count = int(array.group(1)) + 1 if array else 1
@@ -140,9 +142,9 @@ def test_a_refused_request_stops_neither_the_others_nor_the_finishing_job(make_l
     )
     cluster.refuse = {"--nodes=2": "Batch job submission failed: Node count specification invalid"}
 
-    with pytest.raises(PreflightError, match="Node count"):
-        advance(launch)
+    step = advance(launch)
 
+    assert "Node count" in str(step.refusals[0])
     assert {run for s in launch.ledger if s.job_id for run in s.runs} == {"small", submit.FINISH}
 
 
@@ -190,6 +192,78 @@ def test_an_attempt_that_ended_without_a_word_is_closed_and_repeated(make_launch
 
     assert [run for s in step.submitted for run in s.runs] == ["a-s2"]
     assert (attempt / "exit.json").exists()
+
+
+def test_a_start_that_failed_before_its_worker_began_is_judged_and_repeated_without_anybody_asking(
+    make_launch, cluster
+):
+    launch = make_launch("name: s\njob: count\ncluster: test\nruns: {a: {}, b: {steps: 4}}\nneeds: {b: [a]}")
+    for attempt in (1, 2):
+        advance(launch)
+        latest = launch.ledger.latest()["a"].submission
+        folder = launch.path / "slurm" / latest.token
+        (folder / f"{latest.job_id}_0_log.err").write_text("--- the job starts ---\nno such python\n")
+        launch = vanish(launch, cluster)
+        for path in launch.run("a").folder.attempts.rglob("*"):
+            os.utime(path, (1, 1))
+        cluster.queue.jobs[latest.token] = Job(latest.job_id, {0: Task("F", "NonZeroExitCode", "gpu03")})
+        step = advance(launch)
+        assert len(launch.run("a").folder.list_attempts()) == attempt
+
+    assert {state.name: state.phase for state in step.states} == {"a": "failed", "b": "blocked"}
+    ended = read_json(launch.run("a").folder.attempts / "2" / "exit.json")
+    assert (ended["cause"], ended["message"]) == ("error", "its worker never started: no such python")
+
+
+def test_a_run_cancelled_between_two_attempts_is_left_out_until_somebody_retries(make_launch, cluster):
+    launch = make_launch("name: s\njob: count\ncluster: test\nruns: {a: {}}")
+    advance(launch)
+    latest = launch.ledger.latest()["a"].submission
+    end(launch.run("a"), "preempted", again=True, token=latest.token)
+    cluster.queue.jobs[latest.token] = Job(latest.job_id, {0: ENDED})
+
+    step = advance(launch)
+    cluster.queue = Queue()  # SLURM has forgotten it
+    later = advance(Launch(launch.path), by_user=True)
+
+    assert [step.states[0].phase, later.states[0].phase] == ["cancelled", "cancelled"]
+    assert cluster.num_sbatch == 2
+
+
+def test_a_job_that_turns_up_after_it_was_given_up_is_cancelled(make_launch, cluster):
+    launch = make_launch()
+    late = launch.ledger.intend(["a-s1"])
+    launch.ledger.refused(late, "no answer")
+    cluster.queue.jobs[late.token] = Job("55", {0: WAITING})
+
+    advance(launch)
+
+    assert ("scancel", "55") in cluster.calls
+
+
+def test_the_queue_is_asked_before_the_first_submission_too(make_launch, cluster):
+    launch = make_launch(profile="max_parallel: 9\nsubmit_limit: 5\n")
+    cluster.queue.total = 2
+
+    advance(launch)
+
+    assert sizes(launch) == [(2, 2)]
+
+
+def test_the_job_that_comes_last_is_missed_when_somebody_removed_it(make_launch, cluster, monkeypatch):
+    launch = make_launch()
+    assert not finish_waits(launch)
+    advance(launch)
+
+    def squeue(said, complaint, code=0):
+        answer = subprocess.CompletedProcess([], code, said, complaint)
+        monkeypatch.setattr(slurm, "call", lambda *argv: answer)
+        return finish_waits(launch)
+
+    assert squeue("PD\n", "")
+    assert not squeue("", "")
+    assert not squeue("", "slurm_load_jobs error: Invalid job id specified", code=1)
+    assert squeue("", "slurm_load_jobs error: Unable to contact slurm controller", code=1)
 
 
 def test_a_submission_whose_answer_never_came_is_repeated_without_anybody_asking(make_launch, cluster):

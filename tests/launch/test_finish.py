@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from folders import end, planned_launch
+from folders import planned_launch
 
-from latentbridge.errors import LockedError, PreflightError, SchedulerError
+from latentbridge.errors import LockedError, PreflightError, RunError, SchedulerError
 from latentbridge.launch import finish as finish_module
 from latentbridge.launch.advance import Advance
 from latentbridge.launch.finish import go_on
@@ -68,12 +68,21 @@ def test_an_outage_of_the_controller_is_sat_out(launch, steps, monkeypatch):
         go_on(launch)
 
 
-def test_what_has_ended_is_preserved_even_if_slurm_refuses_the_rest(launch, steps, capsys):
-    end(launch.run("a"), "done")
-    steps(PreflightError("sbatch refused: no such account"))
+@pytest.mark.parametrize("error", [RunError("x.json: damaged"), OSError(116, "Stale file handle")])
+def test_a_disk_that_stumbles_does_not_end_the_chain_of_jobs(launch, steps, error):
+    steps(error, error, step("done"))
 
     assert go_on(launch)
-    assert "no such account" in capsys.readouterr().err
+
+
+def test_what_has_ended_is_preserved_even_if_slurm_refuses_the_rest(launch, steps, capsys):
+    refused = step("done")
+    refused.refusals.append(PreflightError("sbatch refused: no such account"))
+    refused.warning = "nobody preserves"
+    steps(refused)
+
+    assert go_on(launch)
+    assert capsys.readouterr().err == "sbatch refused: no such account\nnobody preserves\n"
 
 
 def test_while_somebody_else_submits_nothing_is_preserved_behind_their_back(launch, steps):

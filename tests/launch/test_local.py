@@ -270,3 +270,25 @@ def test_a_run_executes_the_code_of_submit_time(write_spec, project):
 
     assert child.returncode == 0
     assert (the_launch(project) / "a" / "DONE").exists()
+
+
+def test_a_run_whose_reference_has_no_value_does_not_keep_the_others_from_starting(write_spec, project):
+    write_spec("""
+        name: s
+        job: count
+        cluster: local
+        runs:
+          chosen: {steps: {best_of: "s_*", metric: loss, mode: min}}
+          s_3: {steps: 3}
+          s_4: {steps: 4}
+          s_5: {steps: 5}
+        max_parallel: 1
+        """)
+
+    done = launch("spec")
+
+    folder = the_launch(project)
+    assert done.returncode == 1
+    assert "it has no final evaluation, so nobody can say whether it is best" in done.stderr
+    assert [(folder / name / "DONE").exists() for name in ("s_3", "s_4", "s_5")] == [True] * 3
+    assert launch("spec").returncode == 1

@@ -75,8 +75,8 @@ def test_jobs_are_cancelled_by_their_tasks_after_the_order_is_on_disk(launch, mo
     states_of(
         monkeypatch,
         RunStatus(name="a", phase="pending", job="7_0"),
-        RunStatus(name="ab", phase="running", job="7_1"),
-        RunStatus(name="c", phase="planned", job="5"),
+        RunStatus(name="ab", phase="running", job="7_1", is_open=True),
+        RunStatus(name="c", phase="running", job="7_2"),
     )
     seen = []
 
@@ -88,7 +88,13 @@ def test_jobs_are_cancelled_by_their_tasks_after_the_order_is_on_disk(launch, mo
 
     cancel(launch, ["a", "ab", "c"])
 
-    assert seen == [(("scancel", "7_0", "7_1"), dict.fromkeys(("a", "ab", "c"), CANCELLED))]
+    orders = dict.fromkeys(("a", "ab", "c"), CANCELLED)
+    # SLURM would kill after KillWait what is asked to save
+    assert seen == [(("scancel", "--signal=TERM", "7_1"), orders), (("scancel", "7_0", "7_2"), orders)]
+
+    cancel(launch, ["ab"])
+
+    assert seen[2:] == [(("scancel", "7_1"), orders)], "who asks twice does not want to wait"
 
 
 def test_where_slurm_cannot_be_told_the_order_stands_all_the_same(launch, monkeypatch):
@@ -109,3 +115,14 @@ def test_without_slurm_a_run_at_work_is_asked_by_file(launch, monkeypatch):
     cancel(launch, ["a"])
 
     assert (attempt / STOP_REQUEST).exists()
+
+
+def test_who_retries_what_is_still_ending_waits_for_its_end(launch, monkeypatch):
+    cancel(launch, ["a"])
+    ending, ended = RunStatus(name="a", phase="running", job="7"), RunStatus(name="a", phase="cancelled")
+    looks = [[ending], [ending], [ended]]
+    monkeypatch.setattr(orders_module, "POLL_S", 0)
+    monkeypatch.setattr(orders_module, "status", lambda launch: looks.pop(0))
+
+    assert bring_back(launch, ["a"]) == ["a"]
+    assert looks == []

@@ -8,8 +8,10 @@ import time
 from dataclasses import asdict
 
 import pytest
+from folders import end
+from recorded import limits_2205
 
-from latentbridge.errors import SchedulerError
+from latentbridge.errors import ConfigError, SchedulerError
 from latentbridge.launch import status as status_module
 from latentbridge.launch.ledger import SKIPPED, Orders
 from latentbridge.launch.plan import make_plan, write_launch
@@ -17,7 +19,7 @@ from latentbridge.launch.record import Launch
 from latentbridge.launch.slurm.squeue import Job, Queue, Task
 from latentbridge.launch.status import Monitor
 from latentbridge.launch.submit import ANSWER_PATIENCE_S
-from latentbridge.rundir import write_json
+from latentbridge.rundir import read_json, write_json
 
 SPEC = """
 name: s
@@ -48,7 +50,7 @@ def queue(launch, monkeypatch):
     answer: dict[str, Queue | None] = {"now": Queue()}
     token = next(iter(launch.ledger)).token
 
-    def read():
+    def read(uid):
         if answer["now"] is None:
             raise SchedulerError("silent")
         return answer["now"]
@@ -257,3 +259,63 @@ def test_what_a_person_did_by_hand_in_a_run_that_was_never_submitted_counts(laun
     launch.run("c").folder.mark("DONE", {})
 
     assert phases(launch)["c"] == "done"
+
+
+def test_one_damaged_file_hides_no_other_run(launch, queue):
+    (launch.run("a").folder.attempts / "1").mkdir(parents=True)
+    (launch.run("a").folder.attempts / "1" / "exit.json").write_text("{")
+    queue(RUNNING, RUNNING)
+
+    a, b, _ = Monitor(launch).poll()
+
+    assert (a.phase, a.job, b.phase) == ("unknown", "7_0", "running")
+    assert "exit.json: cannot be read" in a.detail
+
+
+def test_on_the_login_node_of_another_cluster_nothing_is_concluded(launch, queue, monkeypatch):
+    write_json(launch.path / "ledger" / "limits.json", limits_2205().as_record())
+    monkeypatch.setattr(status_module, "cluster_name", lambda: "other")
+
+    with pytest.raises(ConfigError, match="its jobs are on cluster 'testcluster', and SLURM here"):
+        Monitor(Launch(launch.path)).poll()
+
+
+def test_an_attempt_belongs_to_the_submission_whose_token_it_bears_whatever_clocks_say(launch, queue):
+    (submission,) = launch.ledger
+    queue(None, None)
+    end(launch.run("a"), "timeout", again=True, token=submission.token, began=1.0, ended=2.0)
+    end(launch.run("b"), "timeout", again=True, token="another")
+
+    states = {state.name: state.phase for state in Monitor(launch).poll()}
+
+    assert (states["a"], states["b"]) == ("stopped", "unknown"), "b left the queue moments ago"
+
+
+def test_a_start_that_left_the_run_to_another_process_is_no_failure(launch, queue):
+    (submission,) = launch.ledger
+    folder = launch.path / "slurm" / submission.token
+    folder.mkdir(parents=True)
+    (folder / "7_0.0.left").touch()
+    queue(Task("F", "NonZeroExitCode", "gpu01"), Task("F", "NonZeroExitCode", "gpu01"))
+
+    a, b, _ = Monitor(launch).poll()
+
+    assert (a.phase, b.phase, b.cause) == ("stopped", "lost", "killed")
+
+
+def test_what_a_later_version_adds_to_the_files_of_a_launch_is_passed_over(launch):
+    (submission,) = launch.ledger
+    file = launch.ledger.folder / f"{submission.token}.json"
+    write_json(file, read_json(file) | {"news": 1})
+    plan = read_json(launch.path / "plan.json")
+    plan["cluster"] |= {"news": 1}
+    plan["cluster"]["resources"] |= {"news": 1}
+    plan["retry"] |= {"news": 1}
+    write_json(launch.path / "plan.json", plan)
+    write_json(launch.path / "ledger" / "orders.json", {"held": {"c": "cancelled"}, "news": 1})
+
+    again = Launch(launch.path)
+
+    assert [s.runs for s in again.ledger] == [("a", "b")]
+    assert again.ledger.orders.held == {"c": "cancelled"}
+    assert (again.cluster, again.retry) == (launch.cluster, launch.retry)

@@ -150,7 +150,7 @@ def test_while_its_twin_is_at_work_a_run_waits_and_what_needs_it_waits_too(make,
     place = f"{first.name}/a"
     assert look("R") == look("PD") == ("waiting", "waiting", place, True)
     pending = Queue({token: Job("7", {0: Task("PD", "", "")})})
-    monkeypatch.setattr(status_module, "read_queue", lambda: pending)
+    monkeypatch.setattr(status_module, "read_queue", lambda uid: pending)
     assert f"{place}, the same experiment, is pending" in explain(second, "a")[1]
     # its job has gone, and nothing of its launch is left in the queue that would bring it back
     first.run("a").folder.mark("STOPPED", {"cause": "timeout"})
@@ -177,7 +177,7 @@ def test_while_slurm_is_silent_nobody_knows_whether_a_twin_is_at_work(make, monk
     begin(first.run("a"))
     second = make(SLURM_SPEC.format(b=6))
 
-    def silent():
+    def silent(uid):
         raise SchedulerError("silent")
 
     monkeypatch.setattr(status_module, "read_queue", silent)

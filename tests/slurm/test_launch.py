@@ -132,7 +132,34 @@ def test_a_job_that_finds_no_interpreter_or_no_launch_folder_where_it_starts_say
         assert words in told()["detail"]
         explained = latentbridge("explain", folder / "a").stdout
         assert words in explained
-        assert "to start it again: `" in explained
+        assert "by `latentbridge watch`, or by `" in explained
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    for folder in folders:
+        watched = latentbridge("watch", folder)
+        assert watched.returncode == 0, watched.stdout + watched.stderr
+        causes = [read_json(folder / "a" / "attempts" / n / "exit.json")["cause"] for n in "12"]
+        assert causes == ["error", "done"]
+
+
+def test_a_job_cancelled_while_its_worker_still_starts_stays_cancelled(
+    write_spec, slurm_project, profile, cluster, tmp_path
+):
+    slow = tmp_path / "python"
+    slow.write_text(f'#!/bin/sh\ncase "$*" in *node.worker*) sleep 30;; esac\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    profile(python=str(slow))
+    write_spec("name: s\njob: count\nruns: {a: {steps: 3}}")
+    launch("spec")
+    folder = the_launch(slurm_project)
+    wait_for(lambda: list(folder.glob("slurm/*/*.err")))
+
+    cluster.run("scancel", f"--name=lb-{folder.name}", "--state=RUNNING")
+
+    wait_for(lambda: archives(slurm_project))
+    assert read_json(folder / "a" / "STOPPED")["cause"] == "cancelled"
+    assert len(list((folder / "a" / "attempts").iterdir())) == 1
+    assert "nothing to submit" in launch("spec").stdout
 
 
 @pytest.mark.torture

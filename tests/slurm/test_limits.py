@@ -6,6 +6,7 @@ Ranks are started by a stand-in for torchrun (fixture `profile`): the launcher i
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -132,6 +133,38 @@ def test_twelve_hundred_cells_at_the_usual_max_array_size(write_spec, slurm_proj
 
     assert at_work <= 12
     assert max(len(s.runs) for s in Ledger(the_launch(slurm_project))) == 1001
+
+
+@pytest.mark.torture
+@pytest.mark.repeats(3)
+def test_who_cancels_all_jobs_gets_no_new_ones(write_spec, slurm_project, profile, cluster):
+    profile(max_parallel=2, submit_limit=4)
+    write_spec(f"name: s\njob: count\nseeds: {list(range(7))}\nruns: {{a: {{steps: 300, step_s: 0.1}}}}")
+    launch("spec")
+    folder = the_launch(slurm_project)
+    wait_for(lambda: len(list(folder.glob("a-s*/count.json"))) == 2)
+
+    cluster.run("scancel", "--user=root")
+
+    wait_for(lambda: is_empty(cluster, folder))
+    time.sleep(8)
+    assert is_empty(cluster, folder)
+    assert len(list(Ledger(folder))) == 2, "what was submitted at first, and the job that comes last"
+
+
+@pytest.mark.torture
+def test_when_the_job_that_comes_last_was_removed_another_takes_its_place(
+    write_spec, slurm_project, profile, cluster
+):
+    write_spec("name: s\njob: count\nseeds: [1, 2]\nruns: {a: {steps: 40, step_s: 0.1}}")
+    launch("spec")
+    folder = the_launch(slurm_project)
+    last = next(s.job_id for s in Ledger(folder) if s.runs == FINISH)
+
+    cluster.run("scancel", last)
+
+    wait_for(lambda: archives(slurm_project) and is_empty(cluster, folder))
+    assert are_done(folder)
 
 
 @pytest.mark.torture

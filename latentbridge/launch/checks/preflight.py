@@ -76,6 +76,12 @@ def _doubts(plan: Plan, profile: str, limits: Limits) -> Iterator[str]:
     if unknown:
         hint = near(unknown[0], [node.name for node in limits.nodes])
         yield f"{profile}: exclude names {', '.join(unknown)}, not nodes of this cluster; left out. {hint}"
+    for place in limits.partitions_of(plan.cluster):
+        if place.alloc_nodes is not None:
+            yield (
+                f"{profile}: partition '{place.name}' takes jobs only from {place.alloc_nodes}: what a run "
+                "sets free that ends elsewhere is submitted by `latentbridge watch` or the launch command"
+            )
     for request, runs in _by_request(plan.resources).items():
         for text in find_waits(plan.cluster, request, limits):
             yield f"{profile}: {name_runs(runs)}: {text}"

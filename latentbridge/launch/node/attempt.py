@@ -33,6 +33,7 @@ class Ending:
 def conclude(launch: Launch, run: PlannedRun, attempt: Path, ending: Ending) -> bool:
     """Write down how an attempt ended, with the run's marker if it was the last; True if another may follow.
 
+    The marker comes first: whoever dies between the two has decided that there is no other attempt.
     After out-of-memory the next attempt gets half the micro-batch; the manifest says so.
     """
     opened = read_opening(attempt)
@@ -44,16 +45,17 @@ def conclude(launch: Launch, run: PlannedRun, attempt: Path, ending: Ending) -> 
         "began": opened.get("started", ending.ended),
         "ended": ending.ended,
         "gpus": ranks_of(run),
+        "token": opened.get("token"),
     }
     past = [*history(run.folder, launch.ledger.orders.forgiven.get(run.name, 0), before=attempt), record]
     again, why = may_retry(past, launch.retry)
     if again and ending.cause in OOM:
         again, why = _back_off(run, attempt, ending.cause)
     record |= {"again": again, "why": why}
-    write_json(attempt / "exit.json", record)
     if not again and ending.cause != "done":
         marker: State = "STOPPED" if ending.cause in STOPPED_BY else "FAILED"
         run.folder.mark(marker, record | {"attempt": attempt.name})
+    write_json(attempt / "exit.json", record)
     return again
 
 
@@ -76,18 +78,28 @@ def _back_off(run: PlannedRun, attempt: Path, cause: Cause) -> tuple[bool, str]:
     return True, note
 
 
-def close_lost(launch: Launch, run: PlannedRun, cause: Cause, message: str) -> bool:
+def close_lost(launch: Launch, run: PlannedRun, cause: Cause, message: str, up_to: int | None = None) -> bool:
     """Write down the end of attempts whose worker cannot any more; True if another may follow.
 
-    cause, message: of those that left no sign of it themselves
+    cause, message: of those that left no sign of it themselves;  up_to: the last one that is known to be dead
     """
     again = True
     for attempt in run.folder.list_attempts():
-        if not (attempt / "exit.json").exists():
+        is_known = up_to is None or int(attempt.name) <= up_to
+        if is_known and not (attempt / "exit.json").exists():
             why, what = _last_known(run, attempt) or (cause, message)
             ending = Ending(cause=why, message=what, ended=last_sign(attempt))
             again = conclude(launch, run, attempt, ending)
     return again
+
+
+def close_unbegun(
+    launch: Launch, run: PlannedRun, token: str, cause: Cause, message: str, nodes: str
+) -> bool:
+    """Write down a start that failed before there was an attempt; True if another may follow."""
+    attempt, now = run.folder.new_attempt(), time.time()
+    write_json(attempt / "env.json", {"slurm": None, "token": token, "nodes": nodes, "started": now})
+    return conclude(launch, run, attempt, Ending(cause=cause, message=message, ended=now))
 
 
 def _last_known(run: PlannedRun, attempt: Path) -> tuple[Cause, str] | None:

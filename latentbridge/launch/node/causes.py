@@ -65,10 +65,11 @@ class Failure(NamedTuple):
     is_aftermath: bool = False
 
 
-def classify(exit_code: int, attempt: Path, oom_kills: int = 0) -> Failure:
+def classify(exit_code: int, attempt: Path, oom_kills: int = 0, kills_are_ours: bool = True) -> Failure:
     """Why the ranks of an attempt failed, by the logs of all its nodes.
 
-    exit_code: torchrun's; oom_kills: processes the kernel killed for want of memory meanwhile
+    exit_code: torchrun's;  oom_kills: processes the kernel killed for want of memory meanwhile
+    kills_are_ours: False where they may be a stranger's on the same host
     """
     tails = [tail_of(log) for log in sorted(attempt.glob("stderr*.log"))]
     messages = [message for tail in tails if (message := last_exception(tail))]
@@ -80,7 +81,7 @@ def classify(exit_code: int, attempt: Path, oom_kills: int = 0) -> Failure:
         return Failure("refused", own)  # the same config cannot fare better
     if _DEVICE_OOM.search(own) or any(_NCCL_OOM.search(tail) for tail in tails):
         return Failure("device_oom", said)
-    if oom_kills or _HOST_OOM.search(own):
+    if (oom_kills and (kills_are_ours or not own)) or _HOST_OOM.search(own):
         return Failure("host_oom", own or f"the kernel killed {oom_kills} processes for want of memory")
     if any(_HANG.search(tail) for tail in tails):
         return Failure("hang", f"a collective timed out: {said}")

@@ -11,10 +11,12 @@ import re
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from latentbridge.errors import LatentbridgeError
-from latentbridge.launch.advance import advance, may_free_something
+from latentbridge.errors import LatentbridgeError, SchedulerError
+from latentbridge.launch.advance import advance, finish_waits, may_free_something
 from latentbridge.launch.node import own_job
 from latentbridge.launch.node.attempt import Ending, close_lost, conclude
 from latentbridge.launch.node.causes import Cause
@@ -33,23 +35,40 @@ KILLED = 128 + signal.SIGKILL
 
 def close(launch: Launch, run: PlannedRun, token: str, code: int) -> None:
     """Write down the end of this job's attempt if its worker did not, and start it again where that helps."""
-    attempt, said = own_job.find_attempt(run.folder), words_of(launch.path, token, own_job.task_id())
+    attempt = own_job.find_attempt(run.folder, token)
+    said = words_of(launch.path, token, own_job.task_id())
     if attempt:
         silent = not (attempt / "exit.json").exists()
         again = silent and close_lost(launch, run, *_why_silent(said, code))
-    elif code == 0 or run.folder.is_locked():
+    elif code == 0 or run.folder.is_locked() or own_job.has_left(launch, token, own_job.task_id(), now=True):
         return  # there was nothing left to do, or another job is at this run and ours left it alone
     else:
+        cause, message = _why_not_begun(launch, run, said, code)
         attempt = run.folder.new_attempt()
         write_json(
             attempt / "env.json",
-            {"slurm": own_job.identity(), "nodes": own_job.node_name(), "started": own_job.began()},
+            {
+                "slurm": own_job.identity(),
+                "token": token,
+                "nodes": own_job.node_name(),
+                "started": own_job.began(),
+            },
         )
-        message = f"the worker did not start (srun: exit code {code}): {last_line(said) or SILENT}"
-        ending = Ending(cause="error", message=message, exit_code=code, ended=time.time())
-        again = conclude(launch, run, attempt, ending)
+        again = conclude(
+            launch, run, attempt, Ending(cause=cause, message=message, exit_code=code, ended=time.time())
+        )
     if again:
         own_job.requeue(launch, run.resources.nodes)
+
+
+def _why_not_begun(launch: Launch, run: PlannedRun, said: str, code: int) -> tuple[Cause, str]:
+    """Why no worker opened an attempt: SLURM or a person ended the job as it began, or it failed."""
+    if held := launch.ledger.orders.held.get(run.name):
+        return "cancelled", held
+    with suppress(SchedulerError):
+        if why := own_job.why_ending(said):
+            return why.cause, why.message
+    return "error", f"the worker did not start (srun: exit code {code}): {last_line(said) or SILENT}"
 
 
 def _why_silent(said: str, code: int) -> tuple[Cause, str]:
@@ -62,11 +81,26 @@ def _why_silent(said: str, code: int) -> tuple[Cause, str]:
     return "error", f"the worker failed (srun: exit code {code}): {last_line(said) or SILENT}"
 
 
-def release(run: PlannedRun) -> None:
+def _ending(run: PlannedRun, token: str) -> tuple[Path, dict[str, Any]] | None:
+    """Where and how the end of this job's attempt is written down."""
+    attempt = own_job.find_attempt(run.folder, token)
+    file = attempt / "exit.json" if attempt else None
+    return (file, read_json(file)) if file and file.exists() else None
+
+
+def _is_wanted(launch: Launch, run: PlannedRun, token: str) -> bool:
+    """Whether this end should let something else start."""
+    ending = _ending(run, token)
+    # who cancels all jobs does not want new ones; if the job that comes last is left, it goes on
+    if ending and ending[1]["cause"] == "cancelled":
+        return False
+    return may_free_something(launch) or not finish_waits(launch)
+
+
+def release(run: PlannedRun, token: str) -> None:
     """Write down until when this job held its GPUs."""
-    attempt = own_job.find_attempt(run.folder)
-    if attempt and (attempt / "exit.json").exists():
-        write_json(attempt / "exit.json", read_json(attempt / "exit.json") | {"released": time.time()})
+    if ending := _ending(run, token):
+        write_json(ending[0], ending[1] | {"released": time.time()})
 
 
 def main() -> None:
@@ -81,10 +115,12 @@ def main() -> None:
         run = own_job.find_run(launch, args.token)
         close(launch, run, args.token, args.code)
         try:
-            if may_free_something(launch):
-                advance(launch, patience_s=PATIENCE_S)
+            if _is_wanted(launch, run, args.token):
+                step = advance(launch, patience_s=PATIENCE_S)
+                for complaint in step.complaints:
+                    print(complaint, file=sys.stderr)
         finally:
-            release(run)
+            release(run, args.token)
     except LatentbridgeError as error:  # another will do it: the job that comes last, watch, or a person
         print(error, file=sys.stderr)
     raise SystemExit(args.code)

@@ -17,8 +17,8 @@ from latentbridge.launch.slurm.text import node_names, parse_fields
 from latentbridge.rundir import read_json, write_json
 
 FOLDER = ".bad_nodes"
-# of a node that takes no work by SLURM's own judgement
-DEAD_STATES = ("DOWN", "DRAIN", "FAIL", "NOT_RESPONDING", "POWERED_DOWN")
+# of a node that does no work any more; one that drains ends what it has, and gets nothing new anyway
+DEAD_STATES = ("DOWN", "FAIL", "NOT_RESPONDING")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from latentbridge.errors import RunError
 from latentbridge.job import GUARDIAN_VARIABLE, die_with_parent
 from latentbridge.rundir import RunDir, read_json, write_json
 
@@ -21,6 +22,8 @@ POLL_S = 0.2
 LOOK_S = 1.0
 # ranks whose peers on another node ended get so long to say why they fail
 PEER_ENDED_GRACE_S = 15
+# a worker that did not get to look for so long was suspended, and its ranks with it
+SUSPENDED_S = 30
 # the head says by this file that no rank moves any more; every node then dumps its ranks' stacks
 HUNG = "hung.json"
 # another node may see that file late; stacks of ranks that cannot write theirs are given up after this long
@@ -43,7 +46,7 @@ class Ranks:
         self.folder, self.attempt, self.node = folder, attempt, node
         self.hang_timeout_s = hang_timeout_s
         self._last_beat: float | None = None
-        self._alive_at = time.monotonic()
+        self._alive_at = self._looked_at = time.monotonic()
         self._deadline = math.inf
 
     def run(
@@ -85,7 +88,9 @@ class Ranks:
             if deadline is not None:
                 self._deadline = min(self._deadline, deadline)
             if time.monotonic() >= next_look:
-                self._look(is_stopping=deadline is not None)
+                # a disk that stumbles is no reason to end a training
+                with suppress(OSError, RunError):
+                    self._look(is_stopping=deadline is not None)
                 next_look = time.monotonic() + LOOK_S
             if time.monotonic() > self._deadline:
                 child.kill()
@@ -95,9 +100,16 @@ class Ranks:
 
     def _look(self, is_stopping: bool) -> None:
         """Find out from the attempt's folder whether these ranks still have a reason to go on."""
+        now = time.monotonic()
+        if now - self._looked_at > SUSPENDED_S:
+            self._alive_at = now
+        self._looked_at = now
         if (self.attempt / HUNG).exists():
             self._after_hang()
         elif self.node == 0:
+            if "exit.json" in os.listdir(self.attempt):
+                self._end_within(0)  # somebody took us for dead: another attempt may be at work
+                return
             if not is_stopping:
                 self._look_for_life()
             if any(read_json(path)["exit_code"] for path in self.attempt.glob("node_*_ended.json")):

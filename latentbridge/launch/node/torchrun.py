@@ -14,6 +14,8 @@ from latentbridge.launch.cluster import Cluster, Resources
 HANDLED_SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
 # below the kernel's ephemeral range, from which other programs are given ports at any moment
 PORTS = range(20000, 30000)
+# ranks may take this long to save after a request to stop, before they are killed; torchrun's own is 30 s
+SAVE_GRACE_S = 600
 RENDEZVOUS_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
@@ -73,5 +75,6 @@ def child_environment(cluster: Cluster, code: Path, threads: int) -> dict[str, s
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_GRACE_S),
     }
     return kept | fixed | cluster.environment

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -23,39 +23,46 @@ from latentbridge.launch.account import over_budget
 from latentbridge.launch.node import own_job
 from latentbridge.launch.node.attempt import SIGNALLED, Ending, close_lost, conclude, read_opening
 from latentbridge.launch.node.causes import Cause, classify
+from latentbridge.launch.node.job_log import words_of
 from latentbridge.launch.node.nodes import dead_among, report_bad
 from latentbridge.launch.node.ranks import HUNG, Ranks, end_file
-from latentbridge.launch.node.torchrun import child_environment, free_port, head_address, torchrun_command
+from latentbridge.launch.node.torchrun import (
+    SAVE_GRACE_S,
+    child_environment,
+    free_port,
+    head_address,
+    torchrun_command,
+)
 from latentbridge.launch.record import Launch, PlannedRun
 from latentbridge.launch.slurm.text import node_names
 from latentbridge.rundir import hold_lock, read_json, write_json
 
-# STOPPED: its end is written down, and SLURM or a person starts it again.
+# STOPPED: whatever there is to say is written down, and SLURM or a person starts it again.
 # AGAIN: outside SLURM nobody requeues, so whoever started the worker does it again
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_AGAIN = 0, 1, 85, 86
-# outside SLURM ranks may take this long to save after a request to stop, before they are killed
-SAVE_GRACE_S = 600
 # SLURM looks at time limits twice a minute; what is left of the signal's lead after that is ours
 SLURM_SLACK_S = 30
 JOIN_TIMEOUT_S = LOCK_PATIENCE_S + 60
 # a node whose ranks lost their peers waits so long for word from the others, and they for its verdict
 PEER_PATIENCE_S = 30
 HEALTH_TIMEOUT_S = 120
+# starts that find another process at the run, each some minutes after the last, before nobody tries any more
+MOST_BLOCKED, BLOCKED_DELAY_MIN = 5, 5
 TIME_LIMIT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Worker:
     """One node's part in one run."""
 
-    def __init__(self, launch: Launch, run: PlannedRun, threads: int, on_slurm: bool) -> None:
-        self.launch, self.run, self.threads = launch, run, threads
+    def __init__(self, launch: Launch, run: PlannedRun, threads: int, token: str | None) -> None:
+        self.launch, self.run, self.threads, self.token = launch, run, threads, token
         # not read from SLURM_JOB_ID: a local launch inside somebody's allocation must leave that job alone
-        self.on_slurm = on_slurm
+        self.on_slurm = token is not None
         self.folder = run.folder
-        self.node = int(os.environ.get("SLURM_NODEID", "0")) if on_slurm else 0
+        self.node = int(os.environ.get("SLURM_NODEID", "0")) if self.on_slurm else 0
         self.received: int | None = None
         self.received_at = 0.0
-        self.oom_kills = own_job.count_oom_kills()
+        self.oom_kills, self.counts_own_kills = own_job.count_oom_kills()
 
     def work(self) -> int:
         """Run one attempt; returns the exit code of this task."""
@@ -76,11 +83,26 @@ class Worker:
             lock = hold_lock(self.folder.worker_lock, LOCK_PATIENCE_S)
         except LockedError as error:
             print(error, file=sys.stderr)
-            return self._again()
+            return self._blocked()
         try:
             return self._attempt()
         finally:
             lock.close()
+
+    def _blocked(self) -> int:
+        """Leave the run to the process that is at it; a later start sees whether that has gone."""
+        if self.token is None:
+            return EXIT_AGAIN
+        own_job.note_left(self.launch, self.token)
+        if own_job.restarts() < MOST_BLOCKED:
+            own_job.requeue(self.launch, self.run.resources.nodes, delay_min=BLOCKED_DELAY_MIN)
+        return EXIT_STOPPED
+
+    def _leave(self) -> int:
+        """The run has an end that somebody else wrote down; there is nothing to add."""
+        if self.token is not None:
+            own_job.note_left(self.launch, self.token)
+        return EXIT_FAILED
 
     def _again(self) -> int:
         if not self.on_slurm:
@@ -90,13 +112,17 @@ class Worker:
 
     def _attempt(self) -> int:
         if not self._close_silent():
-            return EXIT_FAILED  # the attempt that was just closed was the last that its rules allow
+            return self._leave()  # the attempt that was just closed was the last that its rules allow
+        # first: from here on an old marker would tell of what is over
+        self.folder.clear_marker()
         attempt = self.folder.new_attempt()
         self._open_attempt(attempt)
         refusal = self._refusal()
         if refusal is None:
-            self.folder.clear_marker()
             exit_code = self._run_ranks(attempt)
+            if (attempt / "exit.json").exists():
+                print(f"{attempt} was given up for lost, and others may be at the run now", file=sys.stderr)
+                return self._leave()
             cause, message = self._cause(attempt, exit_code)
         else:
             exit_code, (cause, message) = None, refusal
@@ -125,7 +151,7 @@ class Worker:
         with suppress(SchedulerError):
             self._report_bad(dead_among(nodes), "SLURM lost it")
 
-    def _report_bad(self, nodes: list[str], reason: str) -> None:
+    def _report_bad(self, nodes: Iterable[str], reason: str) -> None:
         report_bad(self.launch.path.parent, nodes, reason, self.run.name, self.launch.cluster.exclude_hours)
 
     def _refusal(self) -> tuple[Cause, str] | None:
@@ -174,8 +200,8 @@ class Worker:
         return EXIT_FAILED
 
     def _find_attempt(self) -> Path | None:
-        self._wait(lambda: own_job.find_attempt(self.folder) is not None, JOIN_TIMEOUT_S)
-        return own_job.find_attempt(self.folder)
+        self._wait(lambda: own_job.find_attempt(self.folder, self.token) is not None, JOIN_TIMEOUT_S)
+        return own_job.find_attempt(self.folder, self.token)
 
     @staticmethod
     def _wait(condition: Callable[[], bool], patience_s: float) -> None:
@@ -188,6 +214,7 @@ class Worker:
             attempt / "env.json",
             {
                 "slurm": own_job.identity() if self.on_slurm else None,
+                "token": self.token,
                 "host": os.uname().nodename,
                 "nodes": os.environ.get("SLURM_JOB_NODELIST", os.uname().nodename),
                 "pid": os.getpid(),
@@ -223,31 +250,36 @@ class Worker:
         """Once a signal has come, ask the ranks to save, and say until when they may."""
         if self.received is None:
             return None
-        if not (attempt / STOP_REQUEST).exists():
-            (attempt / STOP_REQUEST).touch()
-        if self.node == 0 and not (attempt / SIGNALLED).exists():
-            self._note_signal(attempt)
+        # a disk that stumbles is asked again at the next turn
+        with suppress(OSError):
+            if not (attempt / STOP_REQUEST).exists():
+                (attempt / STOP_REQUEST).touch()
+            if self.node == 0 and not (attempt / SIGNALLED).exists():
+                self._note_signal(attempt)
         warned = self.on_slurm and self.received in TIME_LIMIT_SIGNALS
         lead_s = self.launch.cluster.signal_delay_s - SLURM_SLACK_S
         return self.received_at + (max(10, lead_s) if warned else SAVE_GRACE_S)
 
     def _note_signal(self, attempt: Path) -> None:
-        """Ask SLURM why it signals while it still knows; written down, for we may be killed any moment."""
-        cause, message = self._why_signalled()
-        if cause == "node_fail":
-            self._leave_out_dead(os.environ["SLURM_JOB_NODELIST"])
+        """Write down why SLURM signals, at once as well as we know: we may be killed any moment."""
+        held = self.launch.ledger.orders.held.get(self.run.name)
+        warned = self.received in TIME_LIMIT_SIGNALS
+        if held:
+            self._write_signal(attempt, "cancelled", held)
+        elif not self.on_slurm:
+            self._write_signal(attempt, "stopped", "asked to stop")
+        else:
+            likely: Cause = "timeout" if warned else "preempted"
+            self._write_signal(attempt, likely, f"signal {self.received}; SLURM has not said why")
+            said = words_of(self.launch.path, self.token, own_job.task_id()) if self.token else ""
+            with suppress(SchedulerError):
+                why = own_job.why_signalled(warned, said)
+                self._report_bad(why.lost, "SLURM lost it")
+                self._write_signal(attempt, why.cause, why.message)
+
+    def _write_signal(self, attempt: Path, cause: Cause, message: str) -> None:
         note = {"signal": self.received, "cause": cause, "message": message, "at": time.time()}
         write_json(attempt / SIGNALLED, note)
-
-    def _why_signalled(self) -> tuple[Cause, str]:
-        if held := self.launch.ledger.orders.held.get(self.run.name):
-            return "cancelled", held
-        if not self.on_slurm:
-            return "stopped", "asked to stop"
-        try:
-            return own_job.why_signalled(warned=self.received in TIME_LIMIT_SIGNALS)
-        except SchedulerError as error:
-            return "preempted", f"signal {self.received}; {error}"
 
     def _cause(self, attempt: Path, exit_code: int) -> tuple[Cause, str]:
         if self.folder.is_done:
@@ -269,7 +301,7 @@ class Worker:
     def _failure(self, attempt: Path, exit_code: int) -> tuple[Cause, str]:
         """What made the ranks fail: told by this node's logs, or by what other nodes say or keep silent."""
         others = range(1, self.run.resources.nodes) if self.on_slurm else range(0)
-        found = classify(exit_code, attempt, self._oom_kills())
+        found = classify(exit_code, attempt, self._oom_kills(), self.counts_own_kills)
         if others and found.is_aftermath:
             ends = [end_file(attempt, node) for node in others]
             self._wait(lambda: all(end.exists() for end in ends), PEER_PATIENCE_S)
@@ -284,11 +316,11 @@ class Worker:
             self._report_bad(names, "its peers lost it")
             return "node_fail", f"no word from {', '.join(names)}; the others lost it: {found.message}"
         kills = self._oom_kills() + sum(end["oom_kills"] for end in told.values())
-        found = classify(exit_code, attempt, kills)
+        found = classify(exit_code, attempt, kills, self.counts_own_kills)
         return found.cause, found.message
 
     def _oom_kills(self) -> int:
-        return own_job.count_oom_kills() - self.oom_kills
+        return own_job.count_oom_kills()[0] - self.oom_kills
 
 
 def main() -> None:
@@ -307,7 +339,7 @@ def main() -> None:
         run = launch.run(args.run)
     else:
         run = own_job.find_run(launch, args.token)
-    raise SystemExit(Worker(launch, run, args.threads, on_slurm=bool(args.token)).work())
+    raise SystemExit(Worker(launch, run, args.threads, args.token).work())
 
 
 if __name__ == "__main__":

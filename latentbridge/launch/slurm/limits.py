@@ -53,6 +53,7 @@ class Partition:
     qos: str | None  # whose limits go before those of a job's own QOS
     grace_s: int
     preempt_mode: str | None
+    alloc_nodes: str | None = None  # host list of those that may submit; None: all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +193,11 @@ def read_limits() -> Limits:
     )
 
 
+def cluster_name() -> str | None:
+    """What the cluster is called that SLURM's tools here talk to; SchedulerError where it does not answer."""
+    return text_or_none(parse_config(ask("scontrol", "show", "config")).get("ClusterName"))
+
+
 def _user_name() -> str:
     return pwd.getpwuid(os.getuid()).pw_name
 
@@ -256,6 +262,7 @@ def parse_partition(line: str) -> Partition:
         qos=text_or_none(fields.get("QoS")),
         grace_s=number_or_none(fields.get("GraceTime")) or 0,
         preempt_mode=text_or_none(fields.get("PreemptMode")),
+        alloc_nodes=None if fields.get("AllocNodes") == "ALL" else text_or_none(fields.get("AllocNodes")),
     )
 
 

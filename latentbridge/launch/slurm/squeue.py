@@ -9,10 +9,11 @@ from functools import lru_cache
 from latentbridge.launch import slurm
 
 COMMENT = "latentbridge:"
+JOB_NAME = "lb-"
 # short states of jobs that wait, and of jobs that ended and are still remembered
 WAITING = ("PD", "CF", "RQ", "RH", "RD", "RF", "SE")
 ENDED = ("CD", "CA", "F", "TO", "NF", "OOM", "PR", "DL", "BF", "RV")
-_FIELDS = "%F|%K|%t|%r|%N|%k"
+_FIELDS = "%F|%K|%t|%r|%N|%j|%k"
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,40 @@ class Job:
 
 @dataclass
 class Queue:
-    """This user's jobs."""
+    """One user's jobs."""
 
     jobs: dict[str, Job] = field(default_factory=dict)  # by token
+    # by id and name: ours as well, where the site puts a comment of its own in the place of our token
+    renamed: dict[tuple[str, str], Job] = field(default_factory=dict)
     # jobs and array tasks that are queued or at work, other people's launches and other work included
     total: int = 0
 
+    def find(self, token: str, job_id: str | None, launch: str) -> Job | None:
+        """The job of one submission of a launch, if it is queued or remembered."""
+        return self.jobs.get(token) or self.renamed.get((job_id or "", JOB_NAME + launch))
 
-def read_queue() -> Queue:
-    """Ask SLURM once; SchedulerError if it is silent."""
+
+def read_queue(uid: int | None = None) -> Queue:
+    """Ask SLURM once for the jobs of a user, by default our own; SchedulerError if it is silent."""
     queue = Queue()
-    user = f"--user={os.getuid()}"
+    user = f"--user={os.getuid() if uid is None else uid}"
     for line in slurm.ask("squeue", "--noheader", "--states=all", user, f"--format={_FIELDS}"):
-        job_id, index, state, reason, nodes, comment = line.split("|", 5)
+        fields = line.split("|", 5)
+        if len(fields) < 6 or not fields[0].isdigit():
+            continue  # the comment of other work may have several lines
+        job_id, index, state, reason, nodes, rest = fields
         indices = parse_indices(index)
         task = Task(state, "" if reason == "None" else reason, nodes)
         queue.total += 0 if task.ended else len(indices)
-        if not comment.startswith(COMMENT):
+        # a name or comment of other work may hold anything
+        name, _, comment = rest.partition("|")
+        if comment.startswith(COMMENT):
+            # by token, never by job id alone: a controller that lost its state gives out old ids again
+            job = queue.jobs.setdefault(comment.removeprefix(COMMENT), Job(job_id))
+        elif name.startswith(JOB_NAME):
+            job = queue.renamed.setdefault((job_id, name), Job(job_id))
+        else:
             continue
-        # by token, never by job id: a controller that lost its state gives out old ids again
-        job = queue.jobs.setdefault(comment.removeprefix(COMMENT), Job(job_id))
         job.tasks.update(dict.fromkeys(indices, task))
     return queue
 

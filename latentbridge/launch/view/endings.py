@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from latentbridge.launch.account import HOUR_S
+from latentbridge.launch.account import HOUR_S, attempt_s
 from latentbridge.launch.node.attempt import history, read_opening
 from latentbridge.launch.node.causes import OOM, tail_of
 from latentbridge.launch.record import Launch, PlannedRun
@@ -88,7 +88,7 @@ def _attempt_line(attempt: Path) -> str:
     started = record.get("began", opened.get("started"))
     words = [attempt.name.rjust(2), _clock(started) if started else "never opened"]
     if record:
-        seconds = record["ended"] - record["began"]
+        seconds = attempt_s(attempt)
         words += [duration(seconds), f"{seconds * record['gpus'] / HOUR_S:.2f} GPU-hours"]
         words += [record["cause"], f"update {record['step']}"]
     else:

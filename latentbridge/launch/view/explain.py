@@ -74,12 +74,17 @@ def _stopped(case: Case) -> list[str]:
 
 
 def _planned(case: Case) -> list[str]:
-    return ["it has not begun, and nothing keeps it from beginning", *_who_starts_it(case.launch)]
+    refused = [s.refused for s in case.launch.ledger if case.run.name in s.runs and s.refused]
+    why = f"it was not taken when it was last submitted: {refused[-1]}" if refused else ""
+    return [
+        why or "it has not begun, and nothing keeps it from beginning",
+        *_who_starts_it(case.launch),
+    ]
 
 
 def _lost(case: Case) -> list[str]:
     state = case.state
-    if state.attempts and case.launch.is_slurm:
+    if state.can_be_closed and case.launch.is_slurm:
         return [
             state.detail,
             "how it ended is written down, and judged, at the next step",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import Counter
 from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentbridge.launch.account import HOUR_S, at_most
@@ -34,6 +36,8 @@ INTEREST: tuple[Phase, ...] = (
     "done",
 )
 NOTABLE = INTEREST[:7]
+# nothing happens to these unless somebody asks
+ENDED: tuple[Phase, ...] = ("done", "failed", "cancelled", "held", "blocked", "lost")
 # these saved what they had, or nobody wanted more
 NOT_LOST = ("done", "preempted", "timeout", *STOPPED_BY)
 # values of one setting that a line can hold
@@ -80,7 +84,7 @@ def _past(folder: RunDir, attempts: int, phase: Phase) -> tuple[float, int]:
     if phase == "done" and attempts == 1:
         return 0.0, 0
     lost = [record for record in history(folder) if record["cause"] not in NOT_LOST]
-    hours = sum((record["ended"] - record["began"]) * record["gpus"] for record in lost) / HOUR_S
+    hours = sum((r.get("released", r["ended"]) - r["began"]) * r["gpus"] for r in lost) / HOUR_S
     is_halved = any(record["cause"].endswith("_oom") for record in lost)
     return hours, folder.read_manifest().get("backoff", 0) if is_halved else 0
 
@@ -97,6 +101,10 @@ def totals(launch: Launch, states: list[RunStatus]) -> list[str]:
     lines += [f"{b.node} is left out until {_clock(b.until)}: {b.reason}" for b in bad[:MOST_NODES]]
     if len(bad) > MOST_NODES:
         lines.append(f"{len(bad) - MOST_NODES} more nodes are left out")
+    archive = Path(launch.plan["archives"]) / launch.name
+    if all(state.phase in ENDED for state in states) and not archive.exists():
+        by_hand = f"`latentbridge preserve {shlex.quote(str(launch.path))}`"
+        lines.append(f"not preserved yet: its last job does it, or {by_hand}")
     return lines
 
 

@@ -102,9 +102,7 @@ class Watcher:
     def _something_may_start(self, states: list[RunStatus]) -> bool:
         if not self.launch.is_slurm or self._is_over:
             return False
-        found = any(
-            s.phase in ("planned", "stopped") or (s.phase == "lost" and s.attempts) or s.twin for s in states
-        )
+        found = any(s.phase in ("planned", "stopped") or s.can_be_closed or s.twin for s in states)
         # who launched with --no-submit does not expect jobs from looking
         return found and any(True for _ in self.launch.ledger)
 
@@ -117,8 +115,8 @@ class Watcher:
             self._is_over = True
             self._step_note = f"nothing more is submitted from here: {error}"
         else:
-            self._is_over = step.over_budget
-            self._step_note = BUDGET_NOTE if step.over_budget else step.warning
+            self._is_over = step.over_budget or bool(step.refusals)
+            self._step_note = BUDGET_NOTE if step.over_budget else "; ".join(step.complaints)
 
 
 def exit_code(launch: Launch, states: list[RunStatus]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from recorded import limits_2205
 
@@ -9,6 +11,7 @@ from latentbridge.errors import PreflightError, SchedulerError
 from latentbridge.launch.checks import files
 from latentbridge.launch.checks.preflight import ask_slurm, preflight
 from latentbridge.launch.plan import make_plan
+from latentbridge.launch.slurm.limits import parse_partition
 
 # nodes all in service
 LIMITS = limits_2205(nodes=limits_2205().nodes[::2])
@@ -135,3 +138,14 @@ def test_a_drained_node_makes_an_unavailable_configuration_doubtful(sbatch):
     assert ask_slurm("", LIMITS) == "allocation failure: Requested node configuration is not available"
     sbatch("allocation failure: Invalid qos specification")
     assert ask_slurm("", limits_2205()) == "allocation failure: Invalid qos specification"
+
+
+def test_a_partition_that_takes_no_jobs_from_its_own_nodes_is_warned_of(plan, project):
+    place = parse_partition("PartitionName=low AllocNodes=login1 Default=NO State=UP MaxTime=UNLIMITED")
+    limits = replace(LIMITS, partitions=(replace(LIMITS.partitions[0], alloc_nodes=place.alloc_nodes),))
+
+    warnings = preflight(plan(), project / "runs", limits, {})
+
+    assert any(
+        "partition 'low' takes jobs only from login1: what a run sets free" in text for text in warnings
+    )

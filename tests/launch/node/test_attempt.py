@@ -10,7 +10,8 @@ import pytest
 
 from latentbridge.launch.cluster import Resources
 from latentbridge.launch.ledger import Orders
-from latentbridge.launch.node.attempt import Ending, close_lost, conclude, last_sign
+from latentbridge.launch.node import attempt as attempt_module
+from latentbridge.launch.node.attempt import Ending, close_lost, close_unbegun, conclude, last_sign
 from latentbridge.launch.spec import Retry
 from latentbridge.rundir import RunDir, append_jsonl, read_json, write_json
 
@@ -114,3 +115,36 @@ def test_a_file_that_is_renamed_while_it_is_looked_at_is_no_error(tmp_path, monk
     os.utime(tmp_path, (1000, 1000))
 
     assert last_sign(tmp_path) == 1000
+
+
+def test_who_dies_between_marker_and_record_has_decided_that_nobody_tries_again(run, monkeypatch):
+    attempt = run.folder.new_attempt()
+
+    def die(path, record):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(attempt_module, "write_json", die)
+        conclude(launch_with(), run, attempt, Ending(cause="cancelled", message="by scancel", ended=1.0))
+
+    assert run.folder.read_marker()["cause"] == "cancelled"
+
+
+def test_an_attempt_that_began_after_it_was_looked_is_not_closed_with_the_others(run):
+    lost, new = run.folder.new_attempt(), run.folder.new_attempt()
+
+    close_lost(launch_with(), run, "node_fail", "it left the queue", up_to=1)
+
+    assert [(attempt / "exit.json").exists() for attempt in (lost, new)] == [True, False]
+
+
+def test_starts_that_fail_before_there_is_an_attempt_are_judged_like_others(run):
+    launch = launch_with(deterministic=1)
+
+    tries = [close_unbegun(launch, run, "aa", "error", "no such interpreter", "gpu03") for _ in range(2)]
+
+    assert tries == [True, False]
+    assert run.folder.state == "FAILED"
+    first = run.folder.list_attempts()[0]
+    assert read_json(first / "env.json")["nodes"] == "gpu03"
+    assert read_json(first / "exit.json")["token"] == "aa"

@@ -128,3 +128,13 @@ def test_a_kill_by_the_kernel_for_memory_is_told_from_other_kills(tmp_path):
 
     assert classify(1, tmp_path, oom_kills=1).cause == "host_oom"
     assert classify(1, tmp_path, oom_kills=0).cause == "killed"
+
+
+def test_a_stranger_that_ran_out_of_memory_on_the_same_host_explains_only_what_has_no_other_reason(tmp_path):
+    log = tmp_path / "stderr.log"
+    log.write_text("Traceback (most recent call last):\nValueError: told to fail\n")
+    assert classify(1, tmp_path, oom_kills=1, kills_are_ours=False).cause == "error"
+    assert classify(1, tmp_path, oom_kills=1).cause == "host_oom"
+    log.write_text("")
+
+    assert classify(-9, tmp_path, oom_kills=1, kills_are_ours=False).cause == "host_oom"

@@ -6,8 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from latentbridge.errors import SchedulerError
 from latentbridge.launch.cluster import Resources
 from latentbridge.launch.ledger import Orders
+from latentbridge.launch.node import epilogue, own_job
 from latentbridge.launch.node.epilogue import close
 from latentbridge.launch.node.job_log import START_LINE
 from latentbridge.launch.spec import Retry
@@ -21,7 +23,8 @@ AFTERWORD = "srun: error: gpu01: task 0: Exited with exit code 1\n"
 @pytest.fixture
 def close_after(tmp_path, monkeypatch):
     """Close run `a` of job 7 after it said this and srun returned that; returns its folder."""
-    monkeypatch.setattr("latentbridge.launch.node.own_job.requeue", lambda launch, needed: None)
+    monkeypatch.setattr(own_job, "requeue", lambda launch, needed: None)
+    monkeypatch.setattr(own_job, "why_ending", lambda said: None)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
     monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
@@ -37,7 +40,9 @@ def close_after(tmp_path, monkeypatch):
     def act(said: str, code: int, opened: bool = True) -> RunDir:
         (logs / "7_0_log.err").write_text(said)
         if opened:
-            write_json(folder.new_attempt() / "env.json", {"slurm": "7.0", "started": 1000.0})
+            write_json(
+                folder.new_attempt() / "env.json", {"slurm": "7.0", "token": "token", "started": 1000.0}
+            )
         close(launch, run, "token", code)
         return folder
 
@@ -89,3 +94,50 @@ def test_a_run_that_another_job_is_at_gets_no_attempt_of_ours(close_after, tmp_p
         folder = close_after("", 85, opened=False)
 
     assert folder.list_attempts() == []
+
+
+def test_a_job_that_was_cancelled_as_it_began_is_not_taken_for_a_worker_that_failed(close_after, monkeypatch):
+    asked = []
+    monkeypatch.setattr(own_job, "why_ending", lambda said: own_job.Why("cancelled", "by scancel"))
+    monkeypatch.setattr(own_job, "requeue", lambda *words: asked.append(words))
+
+    folder = close_after("srun: error: gpu01: task 0: Terminated\n", 143, opened=False)
+
+    assert ending(folder) == ("cancelled", "by scancel")
+    assert (folder.state, asked) == ("STOPPED", [])
+
+
+def test_where_slurm_does_not_say_why_a_start_failed_it_is_an_error(close_after, monkeypatch):
+    def silent(said):
+        raise SchedulerError("silent")
+
+    monkeypatch.setattr(own_job, "why_ending", silent)
+
+    assert ending(close_after("x\n", 143, opened=False))[0] == "error"
+
+
+def test_a_worker_that_found_nothing_to_add_is_not_spoken_for(close_after, tmp_path):
+    own_job.note_left(SimpleNamespace(path=tmp_path), "token")
+
+    assert close_after("", 1, opened=False).list_attempts() == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "may_free", "waits", "wanted"),
+    [
+        ("done", True, True, True),
+        ("done", False, True, False),
+        # somebody took the job that comes last out of the queue
+        ("done", False, False, True),
+        # scancel of everything must not make new jobs
+        ("cancelled", True, False, False),
+    ],
+)
+def test_the_end_of_a_job_lets_others_start_but_for_one_that_was_cancelled(
+    monkeypatch, cause, may_free, waits, wanted
+):
+    monkeypatch.setattr(epilogue, "_ending", lambda run, token: (None, {"cause": cause}))
+    monkeypatch.setattr(epilogue, "may_free_something", lambda launch: may_free)
+    monkeypatch.setattr(epilogue, "finish_waits", lambda launch: waits)
+
+    assert epilogue._is_wanted(None, None, "token") == wanted

@@ -59,16 +59,16 @@ def test_what_the_profile_excludes_cannot_be_spared(launch):
     assert nodes_to_avoid(launch, needed=1) == []
 
 
-def test_dead_nodes_are_those_that_slurm_says_take_no_work(tmp_path, monkeypatch):
+def test_dead_nodes_are_those_that_slurm_lost_and_not_those_that_drain(tmp_path, monkeypatch):
     (tmp_path / "scontrol").write_text(
         """#!/bin/sh
         echo "$*" >&2
         echo 'NodeName=gpu01 Arch=x86_64 State=DOWN+NOT_RESPONDING Reason=Not responding [root@now]'
         echo 'NodeName=gpu02 Arch=x86_64 State=MIXED+PLANNED ThreadsPerCore=1 Comment=was DOWN'
-        echo 'NodeName=gpu03 Arch=x86_64 State=IDLE+DRAIN'
+        echo 'NodeName=gpu03 Arch=x86_64 State=MIXED+DRAIN'
         """
     )
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
 
-    assert dead_among("gpu[01-03]") == ["gpu01", "gpu03"]
+    assert dead_among("gpu[01-03]") == ["gpu01"]

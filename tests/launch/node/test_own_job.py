@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from latentbridge.launch.node.own_job import find_attempt, requeue, why_signalled
+from latentbridge.launch.node.own_job import find_attempt, requeue, why_ending, why_signalled
 from latentbridge.rundir import RunDir, write_json
 
 RUNNING = "JobId=7 JobState=RUNNING Reason=None Requeue=1 Restarts=1 TimeLimit=00:10:00"
@@ -44,6 +44,7 @@ def scontrol(tmp_path, monkeypatch):
         (COMPLETING.replace("Restarts=1", "Restarts=2"), "MIXED", False, "preempted"),
         (COMPLETING.replace("Restarts=1", "Restarts=2"), "DOWN+NOT_RESPONDING", False, "node_fail"),
         ("JobId=7 JobState=NODE_FAIL Restarts=1", "DOWN", False, "node_fail"),
+        (COMPLETING.replace("Restarts=1", "FailedNode=gpu02 Restarts=2"), "IDLE", False, "node_fail"),
         (RUNNING, "IDLE", True, "timeout"),
         (RUNNING + " PreemptTime=2026-11-22T14:46:15", "IDLE", True, "preempted"),
         (RUNNING + " PreemptTime=None", "IDLE", False, "preempted"),
@@ -52,15 +53,25 @@ def scontrol(tmp_path, monkeypatch):
 def test_the_reason_of_a_signal_is_read_from_the_job_and_its_nodes(scontrol, job, second_node, warned, cause):
     scontrol(job, second_node)
 
-    assert why_signalled(warned)[0] == cause
+    assert why_signalled(warned, "").cause == cause
 
 
 def test_only_the_attempt_of_this_start_of_this_job_is_its_own(tmp_path, scontrol):
     run = RunDir(tmp_path)
-    for identity in ("7.0", "7.1", "8.1"):
-        write_json(run.new_attempt() / "env.json", {"slurm": identity})
+    for identity, token in (("7.1", "of a lost controller"), ("7.0", "aa"), ("7.1", "aa"), ("8.1", "aa")):
+        write_json(run.new_attempt() / "env.json", {"slurm": identity, "token": token})
 
-    assert find_attempt(run).name == "2"
+    assert find_attempt(run, "aa").name == "3"
+
+
+@pytest.mark.parametrize(
+    ("job", "cause"),
+    [(RUNNING, None), (COMPLETING, "cancelled"), (RUNNING.replace("Restarts=1", "Restarts=2"), "preempted")],
+)
+def test_a_job_that_nobody_ends_has_no_reason_to(scontrol, job, cause):
+    scontrol(job)
+
+    assert (why_ending("") or (None,))[0] == cause
 
 
 def test_where_the_site_forbids_to_requeue_the_worker_says_so_and_leaves(scontrol, capsys):
@@ -70,3 +81,18 @@ def test_where_the_site_forbids_to_requeue_the_worker_says_so_and_leaves(scontro
 
     assert asked.read_text() == "requeue 7\n"
     assert "scontrol failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("srun: error: Node failure on gpu02\n", ["gpu02"]),
+        ("slurmstepd: error: *** STEP 7.0 ON gpu01 CANCELLED AT now DUE TO NODE FAILURE, SEE LOG ***\n", []),
+    ],
+)
+def test_a_node_that_is_back_by_the_time_slurm_is_asked_is_told_by_the_log(scontrol, said, lost):
+    scontrol(COMPLETING.replace("Restarts=1", "Restarts=2"), "IDLE")
+
+    why = why_signalled(False, said)
+
+    assert (why.cause, list(why.lost)) == ("node_fail", lost)

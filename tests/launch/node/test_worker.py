@@ -12,9 +12,13 @@ import pytest
 from launching import steps_of, wait_for
 from mishaps import MISHAP_JOB
 
+from latentbridge.errors import SchedulerError
 from latentbridge.launch import launcher
+from latentbridge.launch.node import own_job
+from latentbridge.launch.node.worker import Worker
 from latentbridge.launch.plan import make_plan
-from latentbridge.rundir import read_json, write_json
+from latentbridge.launch.spec import Retry
+from latentbridge.rundir import hold_lock, read_json, write_json
 
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_AGAIN = 0, 1, 85, 86
 
@@ -184,3 +188,83 @@ def test_a_node_that_fails_its_health_check_starts_nothing_and_is_remembered(pla
     (bad,) = (project / "runs" / ".bad_nodes").iterdir()
     assert "gpu 3 has fallen off the bus" in read_json(bad)["reason"]
     assert not (launch.path / "a" / "attempts" / "1" / "stdout.log").exists()
+
+
+def test_a_worker_whose_attempt_others_gave_up_leaves_it_to_them(plan):
+    launch = plan("{steps: 400, step_s: 0.1}")
+    worker = start(launch)
+    wait_for(lambda: (launch.path / "a" / "count.json").exists())
+    attempt = launch.path / "a" / "attempts" / "1"
+    write_json(attempt / "exit.json", {"cause": "node_fail", "message": "its node was thought dead"})
+
+    assert worker.wait(timeout=60) == EXIT_FAILED
+
+    assert ending(launch) == {"cause": "node_fail", "message": "its node was thought dead"}
+    assert processes_with(str(attempt)) == []
+
+
+@pytest.fixture
+def slurm_worker(plan, monkeypatch):
+    """The worker of a started job, on its head node, and what it left in its launch folder."""
+    launch = plan("{steps: 4}")
+    for name, value in {"JOB_ID": "7", "RESTART_COUNT": "1", "JOB_NODELIST": "gpu01"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    (launch.path / "slurm" / "aa").mkdir(parents=True)
+    return Worker(launch, launch.run("a"), 1, "aa")
+
+
+@pytest.mark.parametrize(
+    ("number", "likely", "answer", "cause"),
+    [
+        (signal.SIGTERM, "preempted", own_job.Why("cancelled", "by scancel"), "cancelled"),
+        (signal.SIGUSR2, "timeout", own_job.Why("preempted", "a higher one"), "preempted"),
+        (signal.SIGUSR2, "timeout", None, "timeout"),
+    ],
+)
+def test_the_likely_reason_of_a_signal_is_on_disk_before_slurm_is_asked(
+    slurm_worker, monkeypatch, number, likely, answer, cause
+):
+    attempt = slurm_worker.folder.new_attempt()
+    before = []
+
+    def why_signalled(warned, said):
+        before.append(read_json(attempt / "signal.json")["cause"])
+        if answer is None:
+            raise SchedulerError("silent")
+        return answer
+
+    monkeypatch.setattr(own_job, "why_signalled", why_signalled)
+    slurm_worker.received = number
+
+    slurm_worker._note_signal(attempt)
+
+    assert before == [likely]
+    assert read_json(attempt / "signal.json")["cause"] == cause
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it_a_few_times_and_then_for_good(
+    slurm_worker, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr("latentbridge.launch.node.worker.LOCK_PATIENCE_S", 0)
+    monkeypatch.setattr(own_job, "requeue", lambda *words, **delay: asked.append(delay))
+    with hold_lock(slurm_worker.folder.worker_lock, 0):
+        assert slurm_worker._lead() == EXIT_STOPPED
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "5")
+        assert slurm_worker._lead() == EXIT_STOPPED
+
+    assert asked == [{"delay_min": 5}]
+    assert own_job.has_left(slurm_worker.launch, "aa", "7", now=True)
+    assert slurm_worker.folder.list_attempts() == []
+
+
+def test_a_start_that_closes_the_last_attempt_that_was_allowed_opens_none_and_says_so(plan, slurm_worker):
+    slurm_worker.launch.__dict__["retry"] = Retry(node_fail=0)
+    slurm_worker.folder.new_attempt()
+
+    assert slurm_worker._lead() == EXIT_FAILED
+
+    assert slurm_worker.folder.state == "FAILED"
+    assert len(slurm_worker.folder.list_attempts()) == 1
+    assert own_job.has_left(slurm_worker.launch, "aa", "7", now=True)

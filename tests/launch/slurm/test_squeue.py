@@ -9,11 +9,13 @@ from latentbridge.launch import slurm
 from latentbridge.launch.slurm.squeue import Task, parse_indices, read_queue
 
 LINES = [
-    "12|0-2,7%2|PD|JobArrayTaskLimit,None||latentbridge:aa",
-    "12|3|R|None|gpu01|latentbridge:aa",
-    "12|4|CD|None|gpu02|latentbridge:aa",
-    "13|N/A|R|None|gpu03|latentbridge:bb",
-    "14|0-9|PD|Priority||somebody's own | comment",
+    "12|0-2,7%2|PD|JobArrayTaskLimit,None||lb-s_1|latentbridge:aa",
+    "12|3|R|None|gpu01|lb-s_1|latentbridge:aa",
+    "12|4|CD|None|gpu02|lb-s_1|latentbridge:aa",
+    "13|N/A|R|None|gpu03|lb-s_1|latentbridge:bb",
+    "14|0-9|PD|Priority||my|job|somebody's own | comment",
+    "that has a | second line",
+    "15|0-1|R|None|gpu04|lb-s_1|put there by the site",
 ]
 
 
@@ -35,7 +37,16 @@ def test_jobs_that_are_not_ours_count_for_the_limit_only(says):
     queue = read_queue()
 
     assert sorted(queue.jobs) == ["aa", "bb"]
-    assert queue.total == 4 + 1 + 1 + 10
+    assert queue.total == 4 + 1 + 1 + 10 + 2
+
+
+def test_where_the_site_rewrites_comments_a_job_is_known_by_its_id_and_name_together(says):
+    queue = read_queue()
+
+    assert queue.find("cc", "15", "s_1").tasks[1] == Task("R", "", "gpu04")
+    assert queue.find("cc", "15", "s_2") is None
+    assert queue.find("cc", "14", "s_1") is None
+    assert queue.find("bb", "99", "s_1").job_id == "13", "the token goes first"
 
 
 def test_a_silent_controller_is_no_empty_queue(monkeypatch):

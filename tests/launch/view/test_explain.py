@@ -13,6 +13,7 @@ from folders import begin, end, planned_launch
 from latentbridge.errors import SchedulerError
 from latentbridge.launch import slurm, status
 from latentbridge.launch.ledger import Orders
+from latentbridge.launch.record import Launch
 from latentbridge.launch.slurm.squeue import Job, Queue, Task
 from latentbridge.launch.view import explain as explain_module
 from latentbridge.launch.view.explain import explain
@@ -65,7 +66,7 @@ def slurm_launch(project, write_spec, monkeypatch):
             return [scontrol]
 
         jobs = {submission.token: Job("7", {0: task, 1: Task("PD", "Priority", "")})}
-        monkeypatch.setattr(status, "read_queue", lambda: Queue(jobs))
+        monkeypatch.setattr(status, "read_queue", lambda uid: Queue(jobs))
         monkeypatch.setattr(slurm, "ask", ask)
         return launch
 
@@ -231,7 +232,7 @@ def test_where_scontrol_is_silent_the_reason_of_squeue_must_do(slurm_launch):
 def test_silence_of_slurm_concludes_nothing(slurm_launch, monkeypatch):
     launch = slurm_launch(Task("R", "", "gpu01"))
 
-    def silent():
+    def silent(uid):
         raise SchedulerError("squeue did not answer")
 
     monkeypatch.setattr(status, "read_queue", silent)
@@ -244,3 +245,13 @@ def test_silence_of_slurm_concludes_nothing(slurm_launch, monkeypatch):
 
 def test_every_phase_has_its_words():
     assert set(explain_module._NOW) == set(status.Phase.__args__)
+
+
+def test_a_run_whose_last_submission_was_refused_says_so(slurm_launch):
+    launch = slurm_launch(Task("PD", "Priority", ""))
+    launch.ledger.refused(launch.ledger.intend(["c"]), "Access/permission denied")
+    launch = Launch(launch.path)
+    for name in ("a", "b"):
+        end(launch.run(name), "done")
+
+    assert explain(launch, "c")[1].endswith("not taken when it was last submitted: Access/permission denied")

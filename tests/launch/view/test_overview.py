@@ -104,3 +104,13 @@ def test_a_large_plan_is_told_by_what_varies(write_spec, project):
     plan = make_plan("spec", cluster=None, settings=[], root=project)
 
     assert plan_groups(plan) == [("3", "1 x 1", ""), ("3", "2 x 1", "steps=9; resources.nodes=2")]
+
+
+def test_a_launch_that_has_ended_and_was_not_preserved_says_so(launch, project):
+    for name in ("a", "b", "c"):
+        end(launch.run(name), "done")
+    assert "not preserved yet" in totals(launch, status(launch))[-1]
+
+    (project / "preserved_data" / launch.name).mkdir(parents=True)
+
+    assert "not preserved" not in totals(launch, status(launch))[-1]

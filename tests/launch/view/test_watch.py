@@ -40,7 +40,7 @@ def slurm(slurm_launch, monkeypatch):
     shown = [(0, "R"), (1, "PD")]
     (submission,) = slurm_launch.ledger
 
-    def read_queue():
+    def read_queue(uid):
         if None in shown:
             raise SchedulerError("squeue did not answer")
         tasks = {index: Task(state, "Priority" if state == "PD" else "", "") for index, state in shown}
