@@ -168,17 +168,24 @@ def test_a_lost_late_or_noisy_answer_makes_neither_two_jobs_nor_none(
     assert all(s.job_id for s in Ledger(the_launch(slurm_project)) if not s.refused)
 
 
+REFUSALS = {
+    "Invalid account": 'echo "sbatch: error: Batch job submission failed: Invalid account" >&2; exit 1',
+    # SLURM keeps a record of a job that no node can run, with our comment, as if it had failed
+    "Requested node configuration is not available": f'exec {REAL} --gpus-per-node=9 "$@"',
+}
+
+
 @pytest.mark.repeats(20)
+@pytest.mark.parametrize("reason", REFUSALS)
 def test_a_refusal_is_told_at_once_asked_once_and_leaves_nothing_queued(
-    write_spec, slurm_project, profile, cluster, tmp_path
+    reason, write_spec, slurm_project, profile, cluster, tmp_path
 ):
     write_spec(SPEC)
-    refusing = 'echo "sbatch: error: Batch job submission failed: Invalid account" >&2; exit 1'
 
-    refused = launch("spec", first=TOOLS, path=shim(tmp_path / "bin", refusing))
+    refused = launch("spec", first=TOOLS, path=shim(tmp_path / "bin", REFUSALS[reason]))
 
     assert refused.returncode == 2
-    assert "sbatch refused: Batch job submission failed: Invalid account" in refused.stderr
+    assert f"sbatch refused: Batch job submission failed: {reason}" in refused.stderr
     folder = the_launch(slurm_project)
     assert len(list(Ledger(folder))) == 1
     assert not submitted_times(cluster, folder)
@@ -301,7 +308,7 @@ def test_after_one_cell_was_changed_only_that_one_is_submitted_though_the_other_
 @contextmanager
 def stopped(cluster, daemon: str) -> Iterator[None]:
     """One of SLURM's daemons does not answer, nor does it refuse."""
-    pid = int((cluster.folder / "run" / f"{daemon}.pid").read_text())
+    pid = int((cluster.folder / "run" / f"{daemon}.pid").read_text().split("\n")[0])
     os.kill(pid, signal.SIGSTOP)
     try:
         yield

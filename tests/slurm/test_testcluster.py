@@ -60,7 +60,7 @@ def test_high_partition_requeues_a_job_of_the_low_one(cluster, tmp_path):
 
 
 def test_a_crashed_node_hands_its_job_to_another(cluster, tmp_path):
-    # SLURM misses the node after 24 to 27 s
+    # SLURM misses the node after 24 to 36 s
     nodes = tmp_path / "nodes"
     job = submit(cluster, "--nodes=1", script=f"echo $SLURMD_NODENAME >> {nodes}; sleep 60")
     wait_until(nodes.exists, timeout_s=15)

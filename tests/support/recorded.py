@@ -1,4 +1,4 @@
-"""What SLURM's tools printed on two clusters, cut to what is read, and the limits it amounts to."""
+"""What SLURM's tools printed on three clusters, cut to what is read, and the limits it amounts to."""
 
 from __future__ import annotations
 
@@ -49,6 +49,47 @@ normal|0|00:00:00|||cluster|||1.000000||||||||||||||||
 short|10|00:01:30|||requeue|DenyOnLimit||1.000000|cpu=900,gres/gpu=24|||||||||00:05:00|gres/gpu=4,node=2||25||||
 """
 
+CONFIG_2411 = """\
+Configuration data as of 2026-11-25T15:26:58
+AccountingStorageEnforce = associations,limits,qos
+AccountingStorageType   = accounting_storage/slurmdbd
+ClusterName             = testcluster
+EnforcePartLimits       = NO
+JobRequeue              = 1
+KillWait                = 3 sec
+MaxArraySize            = 1001
+MaxBatchRequeue         = 5
+MaxJobCount             = 10000
+MinJobAge               = 300 sec
+PreemptMode             = REQUEUE
+PreemptType             = preempt/partition_prio
+SlurmctldParameters     = (null)
+SLURM_VERSION           = 24.11.5
+TLSType                 = tls/none
+
+Cgroup Support Configuration:
+CgroupPlugin            = cgroup/v1
+
+Slurmctld(primary) at vm is UP
+"""
+PARTITIONS_2411 = """\
+PartitionName=low AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL AllocNodes=ALL Default=NO QoS=N/A DefaultTime=00:10:00 DisableRootJobs=NO ExclusiveUser=NO ExclusiveTopo=NO GraceTime=0 Hidden=NO MaxNodes=UNLIMITED MaxTime=1-00:00:00 MinNodes=0 LLN=NO MaxCPUsPerNode=UNLIMITED MaxCPUsPerSocket=UNLIMITED Nodes=gpu[01-03] PriorityJobFactor=1 PriorityTier=1 RootOnly=NO ReqResv=NO OverSubscribe=NO OverTimeLimit=NONE PreemptMode=REQUEUE State=UP TotalCPUs=96 TotalNodes=3 SelectTypeParameters=NONE JobDefaults=(null) DefMemPerNode=UNLIMITED MaxMemPerNode=UNLIMITED TRES=cpu=96,mem=1.50T,node=3,billing=96,gres/gpu=12,gres/gpu:h100=12
+"""  # noqa: E501
+NODES_2411 = """\
+NodeName=gpu01 Arch=x86_64 CoresPerSocket=32  CPUAlloc=0 CPUEfctv=32 CPUTot=32 CPULoad=1.88 AvailableFeatures=(null) ActiveFeatures=(null) Gres=gpu:h100:4 NodeAddr=127.0.0.1 NodeHostName=vm Port=30053 Version=24.11.5 OS=Linux 6.18.44-fc-v657 #1 SMP PREEMPT_DYNAMIC @0  RealMemory=524288 AllocMem=0 FreeMem=20948 Sockets=1 Boards=1 State=IDLE+DRAIN ThreadsPerCore=1 TmpDisk=0 Weight=1 Owner=N/A MCS_label=N/A Partitions=low,main,high  BootTime=2026-11-25T15:17:05 SlurmdStartTime=2026-11-25T15:26:01 LastBusyTime=2026-11-25T15:28:59 ResumeAfterTime=None CfgTRES=cpu=32,mem=512G,billing=32,gres/gpu=4,gres/gpu:h100=4 AllocTRES= CurrentWatts=0 AveWatts=0  Reason=test [root@2026-11-25T15:29:00]
+NodeName=gpu02 Arch=x86_64 CoresPerSocket=32  CPUAlloc=0 CPUEfctv=32 CPUTot=32 CPULoad=1.98 AvailableFeatures=(null) ActiveFeatures=(null) Gres=gpu:h100:4 NodeAddr=127.0.0.1 NodeHostName=vm Port=30054 Version=24.11.5 OS=Linux 6.18.44-fc-v657 #1 SMP PREEMPT_DYNAMIC @0  RealMemory=524288 AllocMem=0 FreeMem=21051 Sockets=1 Boards=1 State=IDLE ThreadsPerCore=1 TmpDisk=0 Weight=1 Owner=N/A MCS_label=N/A Partitions=low,main,high  BootTime=2026-11-25T15:17:05 SlurmdStartTime=2026-11-25T15:26:01 LastBusyTime=2026-11-25T15:26:01 ResumeAfterTime=None CfgTRES=cpu=32,mem=512G,billing=32,gres/gpu=4,gres/gpu:h100=4 AllocTRES= CurrentWatts=0 AveWatts=0 
+"""  # noqa: E501
+USER_2411 = """\
+User|Def Acct|Admin|Cluster|Account|Partition|Share|Priority|MaxJobs|MaxNodes|MaxCPUs|MaxSubmit|MaxWall|MaxCPUMins|QOS|Def QOS
+root|lab|Administrator|testcluster|root||1||||||||normal|
+root|lab|Administrator|testcluster|lab||1||||||||normal,short|normal
+"""  # noqa: E501
+QOS_2411 = """\
+Name|Priority|GraceTime|Preempt|PreemptExemptTime|PreemptMode|Flags|UsageThres|UsageFactor|GrpTRES|GrpTRESMins|GrpTRESRunMins|GrpJobs|GrpSubmit|GrpWall|MaxTRES|MaxTRESPerNode|MaxTRESMins|MaxWall|MaxTRESPU|MaxJobsPU|MaxSubmitPU|MaxTRESPA|MaxTRESRunMinsPA|MaxTRESRunMinsPU|MaxJobsPA|MaxSubmitPA|MinTRES
+normal|0|00:00:00|||cluster|||1.000000|||||||||||||||||||
+short|10|00:00:00|||cluster|||1.000000||||||||||00:05:00|gres/gpu=4||||||||
+"""
+
 CONFIG_2511 = """\
 Configuration data as of 2026-04-21T06:19:30
 AccountingStorageEnforce = none
@@ -85,6 +126,17 @@ def limits_2205(**changes: Any) -> Limits:
         qos=QOS_2205.splitlines(),
     )
     return replace(made, **changes)
+
+
+def limits_2411() -> Limits:
+    """slurm/testcluster with SLURM 24.11, its first node drained."""
+    return make_limits(
+        parse_config(CONFIG_2411.splitlines()),
+        partitions=PARTITIONS_2411.splitlines(),
+        nodes=NODES_2411.splitlines(),
+        user=USER_2411.splitlines(),
+        qos=QOS_2411.splitlines(),
+    )
 
 
 def limits_2511() -> Limits:

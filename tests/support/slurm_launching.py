@@ -82,12 +82,13 @@ def attempts_of(run: Path) -> list[dict]:
 
 
 def tasks(cluster, folder: Path, states: str = "all") -> list[tuple[str, int, str]]:
-    """Token, index and state of every task of a launch that SLURM remembers."""
-    words = ["--noheader", "--array", f"--states={states}", f"--name=lb-{folder.name}", "--format=%K|%T|%k"]
-    lines = [line.split("|") for line in cluster.run("squeue", *words).stdout.splitlines()]
+    """Token, index and state of every task of a launch that SLURM took and remembers."""
+    words = ["--noheader", "--array", f"--states={states}", f"--name=lb-{folder.name}"]
+    lines = cluster.run("squeue", *words, "--format=%K|%T|%r|%k").stdout.splitlines()
     return [
         (comment.removeprefix(COMMENT), 0 if index == "N/A" else int(index), state)
-        for index, state, comment in lines
+        for index, state, reason, comment in (line.split("|") for line in lines)
+        if (state, reason) != ("FAILED", "BadConstraints")
     ]
 
 

@@ -70,6 +70,8 @@ def read_queue(uid: int | None = None) -> Queue:
             continue  # the comment of other work may have several lines
         job_id, index, state, reason, nodes, rest = fields
         indices = parse_indices(index)
+        if (state, reason) == ("F", "BadConstraints"):
+            continue  # sbatch refused it, and yet SLURM keeps a record of it
         task = Task(state, "" if reason == "None" else reason, nodes)
         queue.total += 0 if task.ended else len(indices)
         # a name or comment of other work may hold anything

@@ -71,6 +71,7 @@ ADVICE = {
     "Licenses": Advice("the licenses it asks for are in use: {Licenses}"),
     "Reservation": Advice("its reservation has not begun"),
     "ReservationDeleted": Advice("its reservation is gone", "name another, or none", is_hopeless=True),
+    "ReservationInvalid": Advice("its reservation cannot be used", "name another, or none", is_hopeless=True),
     "BadConstraints": Advice(
         "no node has the features that it asks for ({Features})",
         "`sinfo -o '%N %f'` lists them",
@@ -97,10 +98,11 @@ ADVICE = {
     "DeadLine": Advice("it can no longer end before its deadline", is_hopeless=True),
 }
 
-# QOSMaxWallDurationPerJobLimit, AssocGrpGRES, QOSMaxJobsPerUserLimit, AssocMaxCpuMinutesPerJobLimit, ...
+# QOSMaxWallDurationPerJobLimit, AssocGrpGRES, QOSMaxJobsPerUserLimit, AssocMaxCpuMinutesPerJobLimit,
+# MaxCpuRunMinsPerUser (a QOS's), ...
 _LIMIT = re.compile(
     r"(?P<owner>QOS|Assoc|Association)?(?P<kind>Grp|Max|Min)?(?P<what>[A-Z][A-Za-z]*?)"
-    r"(?P<minutes>(?:Run)?Minutes)?(?:Per(?P<scope>Job|User|Account|Acct|Node))?(?:Limit|NotSatisfied)?"
+    r"(?P<minutes>(?:Run)?Min(?:ute)?s)?(?:Per(?P<scope>Job|User|Account|Acct|Node))?(?:Limit|NotSatisfied)?"
 )
 _WHAT = {
     "cpu": "CPUs",
@@ -145,12 +147,12 @@ def _limit(reason: str) -> Advice | None:
     what = match and _WHAT.get(match["what"].removesuffix("s").lower())
     if not match or not what or not (match["owner"] or match["kind"]):
         return None
-    owner = "QOS {QOS}" if match["owner"] == "QOS" else "account {Account}"
+    owner = "QOS {QOS}" if match["owner"] in ("QOS", None) else "account {Account}"
     if match["kind"] == "Min":
         return Advice(f"it asks for less {what} than {owner} demands of a job", is_hopeless=True)
     # a running time is always one job's, except where a group shares a total
     if match["scope"] in ("Job", "Node") or (what == "running time" and match["kind"] != "Grp"):
-        table = "qos" if match["owner"] == "QOS" else "assoc"
+        table = "qos" if match["owner"] in ("QOS", None) else "assoc"
         remedy = f"ask for less; `sacctmgr show {table}` says how much there is"
         return Advice(f"it asks for more {what} than {owner} gives one job", remedy, is_hopeless=True)
     who = "all its users together" if match["kind"] == "Grp" else "you"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from recorded import limits_2205, limits_2511
+from recorded import limits_2205, limits_2411, limits_2511
 
 from latentbridge.errors import SchedulerError
 from latentbridge.launch.cluster import Cluster
@@ -78,6 +78,21 @@ def test_accounts_and_qos_of_this_cluster_are_read():
     assert (short.grace_s, short.flags) == (90, ("DenyOnLimit",))
 
 
+def test_a_newer_slurm_with_accounting_is_read():
+    limits = limits_2411()
+
+    assert (limits.version, limits.enforced) == ("24.11.5", ("associations", "limits", "qos"))
+    assert (limits.kill_wait_s, limits.default_account) == (3, "lab")
+    (low,) = limits.partitions
+    assert (low.max_time_min, low.max_nodes, low.total_nodes, low.preempt_mode) == (1440, None, 3, "REQUEUE")
+    assert [(node.gpus, node.is_usable) for node in limits.nodes] == [
+        ({"h100": 4}, False),
+        ({"h100": 4}, True),
+    ]
+    assert [(qos.max_wall_min, qos.max_gpus) for qos in limits.qos] == [(None, None), (5, 4)]
+    assert [row.qos for row in limits.associations] == [("normal",), ("normal", "short")]
+
+
 def test_a_newer_slurm_without_accounting_is_read():
     limits = limits_2511()
 
@@ -95,7 +110,9 @@ def test_a_slurm_that_prints_nothing_known_gives_unknown_limits():
     assert limits.submit_limit(profile()) is None
 
 
-@pytest.mark.parametrize("limits", [limits_2205(), limits_2511()], ids=["22.05", "25.11"])
+@pytest.mark.parametrize(
+    "limits", [limits_2205(), limits_2411(), limits_2511()], ids=["22.05", "24.11", "25.11"]
+)
 def test_limits_survive_a_json_file(limits):
     assert Limits.from_record(json.loads(json.dumps(limits.as_record()))) == limits
 

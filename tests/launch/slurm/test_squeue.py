@@ -16,6 +16,7 @@ LINES = [
     "14|0-9|PD|Priority||my|job|somebody's own | comment",
     "that has a | second line",
     "15|0-1|R|None|gpu04|lb-s_1|put there by the site",
+    "16|N/A|F|BadConstraints||lb-s_1|latentbridge:refused",
 ]
 
 

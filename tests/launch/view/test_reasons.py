@@ -41,6 +41,7 @@ def test_every_reason_reads_well_with_and_without_the_answer_of_scontrol(reason)
         ),
         ("AssocGrpCPUMinutesLimit", "only so many minutes of CPUs, and they are used up", False),
         ("AssocGrpGRESRunMinutes", "only so many minutes of GPUs", False),
+        ("MaxGRESRunMinsPerUser", "QOS short lets you use only so many minutes of GPUs", False),
     ],
 )
 def test_limits_are_told_by_their_parts(reason, meaning, is_hopeless):
