@@ -200,7 +200,7 @@ def _call_sbatch(
 def _sbatch(script: Path) -> tuple[str | None, str, bool]:
     """The job id that sbatch gave, or what it said instead and whether that is a refusal or leaves doubt."""
     try:
-        answer = slurm.call("sbatch", str(script), patience_s=SBATCH_PATIENCE_S)
+        answer = slurm.call_settled("sbatch", str(script), patience_s=SBATCH_PATIENCE_S)
     except SchedulerError as error:
         return None, str(error), False
     accepted = _ACCEPTED.findall(answer.stdout)

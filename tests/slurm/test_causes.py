@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 from launching import wait_for
@@ -24,7 +25,8 @@ def is_forgotten(lab, run):
     return not lab.job(run)
 
 
-def test_six_ends_are_told_apart_though_slurm_has_forgotten_the_jobs(lab):
+@pytest.mark.repeats(3)
+def test_six_ends_are_told_apart_though_slurm_has_forgotten_the_jobs(lab, record_property):
     folder = lab.launch(
         """
         cancelled: {steps: 900, step_s: 0.2}, scancelled: {steps: 901, step_s: 0.2},
@@ -36,9 +38,13 @@ def test_six_ends_are_told_apart_though_slurm_has_forgotten_the_jobs(lab):
     )
     wait_for(lambda: all(counted(folder / name) for name in ("cancelled", "scancelled", "killed")))
 
+    struck = time.monotonic()
     assert lab.command("cancel", folder / "cancelled").returncode == 0
     lab.cluster.run("scancel", lab.state(folder / "scancelled")["job"])
     os.kill(read_json(folder / "killed" / "attempts" / "1" / "env.json")["pid"], signal.SIGKILL)
+    for name in ("cancelled", "scancelled", "killed"):
+        wait_for(lambda name=name: causes(folder / name))
+        record_property(f"{name}: cause known after, s", round(time.monotonic() - struck, 1))
 
     ends = {
         "cancelled": ["cancelled"],
@@ -59,8 +65,9 @@ def test_six_ends_are_told_apart_though_slurm_has_forgotten_the_jobs(lab):
 
 
 @pytest.mark.torture
+@pytest.mark.repeats(3)
 @pytest.mark.parametrize("requeue", [True, False])
-def test_a_run_whose_only_node_died_goes_on_when_it_is_back(lab, requeue):
+def test_a_run_whose_only_node_died_goes_on_when_it_is_back(lab, requeue, record_property):
     run = lab.launch("a: {steps: 30, step_s: 0.3}") / "a"
     if not requeue:
         lab.forbid_requeue(run)
@@ -68,7 +75,13 @@ def test_a_run_whose_only_node_died_goes_on_when_it_is_back(lab, requeue):
 
     lab.crash("gpu01")
 
+    wait_for(lambda: lab.is_down("gpu01"))
     if not requeue:
+        noticed = time.monotonic()
+        wait_for(lambda: lab.state(run)["cause"] == "node_fail")
+        after_s = round(time.monotonic() - noticed, 1)
+        record_property("node death: cause shown after SLURM noticed it, s", after_s)
+        assert after_s < 15
         wait_for(lambda: is_forgotten(lab, run))
         state = lab.state(run)
         assert (state["phase"], state["cause"]) == ("lost", "node_fail")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ from latentbridge.rundir import read_json
 SPEC = "name: s\njob: count\nseeds: [1, 2, 3]\nruns: {a: {steps: 3}}"
 TOOLS = """
 import os, signal
-from latentbridge.launch import advance, launcher, lease, ledger, plan, status, submit
+from latentbridge.launch import advance, launcher, lease, ledger, plan, slurm, status, submit
 
 # SLURM shows here at once what it has
 status.ANSWER_PATIENCE_S = submit.ANSWER_PATIENCE_S = 4
@@ -182,7 +183,9 @@ def test_a_refusal_is_told_at_once_asked_once_and_leaves_nothing_queued(
 ):
     write_spec(SPEC)
 
-    refused = launch("spec", first=TOOLS, path=shim(tmp_path / "bin", REFUSALS[reason]))
+    # what nodes lack is else asked again for some seconds
+    impatient = TOOLS + "slurm.SETTLE_TRIES = 0\n"
+    refused = launch("spec", first=impatient, path=shim(tmp_path / "bin", REFUSALS[reason]))
 
     assert refused.returncode == 2
     assert f"sbatch refused: Batch job submission failed: {reason}" in refused.stderr
@@ -305,10 +308,14 @@ def test_after_one_cell_was_changed_only_that_one_is_submitted_though_the_other_
     assert (again.returncode, "nothing to submit" in again.stdout) == (0, True)
 
 
+def pid_of(cluster, daemon: str) -> int:
+    return int((cluster.folder / "run" / f"{daemon}.pid").read_text().split("\n")[0])
+
+
 @contextmanager
-def stopped(cluster, daemon: str) -> Iterator[None]:
+def silent(cluster, daemon: str) -> Iterator[None]:
     """One of SLURM's daemons does not answer, nor does it refuse."""
-    pid = int((cluster.folder / "run" / f"{daemon}.pid").read_text().split("\n")[0])
+    pid = pid_of(cluster, daemon)
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -316,25 +323,55 @@ def stopped(cluster, daemon: str) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
+@contextmanager
+def down(cluster, daemon: str) -> Iterator[None]:
+    """One of SLURM's daemons is not there; whoever calls it is refused."""
+    proc = Path(f"/proc/{pid_of(cluster, daemon)}")
+    command = (proc / "cmdline").read_text().rstrip("\0").split("\0")
+    lines = (proc / "environ").read_text().split("\0")
+    environ = dict(line.split("=", 1) for line in lines if "=" in line)
+    os.kill(pid_of(cluster, daemon), signal.SIGTERM)
+    # it may stay as a zombie
+    wait_for(lambda: not proc.exists() or not (proc / "cmdline").read_bytes())
+    try:
+        yield
+    finally:
+        subprocess.run(command, env=environ, check=True, capture_output=True, timeout=60)
+        wait_for(lambda: Path(f"/proc/{pid_of(cluster, daemon)}").exists())
+
+
+OUTAGES = [silent, pytest.param(down, marks=pytest.mark.torture)]
+
+
+def outage_seconds(request, otherwise: int) -> int:
+    return 60 if request.config.getoption("torture", False) else otherwise
+
+
 @pytest.mark.repeats(3)
-def test_while_the_controller_is_silent_nothing_is_marked_wrongly_and_then_all_goes_on(
-    write_spec, slurm_project, profile, cluster, request
+@pytest.mark.parametrize("outage", OUTAGES, ids=["silent", "down"])
+def test_while_the_controller_is_away_nothing_is_marked_wrongly_and_then_all_goes_on(
+    outage, write_spec, slurm_project, profile, cluster, request, record_property
 ):
-    outage_s = 60 if request.config.getoption("torture", False) else 8
-    steps = 10 * outage_s
+    outage_s = outage_seconds(request, 8)
+    steps = 20 * (outage_s + 12)
     write_spec(f"name: s\njob: count\nseeds: [1, 2]\nruns: {{a: {{steps: {steps}, step_s: 0.05}}}}")
     launch("spec")
     folder = the_launch(slurm_project)
     wait_for(lambda: len(list(folder.glob("a-s*/count.json"))) == 2)
     watcher = start("watch", str(folder))
 
-    with stopped(cluster, "slurmctld"):
+    with outage(cluster, "slurmctld"):
         until = time.monotonic() + outage_s
         asked = start("status", str(folder), "--json")
         told = launch("spec")
         shown = ended(asked)
         time.sleep(max(0.0, until - time.monotonic()))
 
+    polls = 1
+    while any(phase == "unknown" for phase in phases(folder)):
+        polls += 1
+    record_property("polls until all is known again", polls)
+    assert polls <= 2
     assert told.returncode == 75, told.stderr
     assert {run["phase"] for run in json.loads(shown.stdout)["runs"]} <= {"running", "unknown", "done"}
     watched = ended(watcher)
@@ -343,14 +380,35 @@ def test_while_the_controller_is_silent_nothing_is_marked_wrongly_and_then_all_g
     assert_each_finished_once(slurm_project, cluster, steps)
 
 
+def phases(folder: Path) -> list[str]:
+    return [run["phase"] for run in json.loads(latentbridge("status", folder, "--json").stdout)["runs"]]
+
+
 @pytest.mark.torture
 @pytest.mark.repeats(3)
-def test_while_the_accounting_database_is_silent_runs_end_as_they_do_otherwise(
-    write_spec, slurm_project, profile, cluster, request
+@pytest.mark.parametrize("outage", OUTAGES, ids=["silent", "down"])
+def test_a_launch_that_finds_no_controller_gives_up_and_the_same_command_submits_once(
+    outage, write_spec, slurm_project, profile, cluster, request
 ):
-    outage_s = 60 if request.config.getoption("torture", False) else 5
+    write_spec(SPEC)
+    with outage(cluster, "slurmctld"):
+        told = launch("spec")
+
+    assert told.returncode == 75, told.stderr
+    again = launch("spec")
+    assert again.returncode == 0, again.stderr
+    assert_each_finished_once(slurm_project, cluster, steps=3)
+
+
+@pytest.mark.torture
+@pytest.mark.repeats(3)
+@pytest.mark.parametrize("outage", OUTAGES, ids=["silent", "down"])
+def test_while_the_accounting_database_is_away_runs_end_as_they_do_otherwise(
+    outage, write_spec, slurm_project, profile, cluster, request
+):
+    outage_s = outage_seconds(request, 5)
     write_spec(f"name: s\njob: count\nseeds: [1, 2]\nruns: {{a: {{steps: {10 * outage_s}, step_s: 0.05}}}}")
-    with stopped(cluster, "slurmdbd"):
+    with outage(cluster, "slurmdbd"):
         until = time.monotonic() + outage_s
         launched = launch("spec")
         watched = latentbridge("watch", the_launch(slurm_project))

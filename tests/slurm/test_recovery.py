@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,10 @@ def lab(cluster, project):
     made.tidy_up()
 
 
-def test_runs_whose_head_or_second_node_died_go_on_and_later_requests_leave_those_nodes_out(lab):
+@pytest.mark.repeats(3)
+def test_runs_whose_head_or_second_node_died_go_on_and_later_requests_leave_those_nodes_out(
+    lab, record_property
+):
     folder = lab.launch("""
         wide: {steps: 180, step_s: 0.3, resources: {nodes: 2, gpus_per_node: 1}},
         plain: {steps: 111, step_s: 0.3, resources.gpus_per_node: 4},
@@ -34,10 +38,15 @@ def test_runs_whose_head_or_second_node_died_go_on_and_later_requests_leave_thos
 
     lab.crash(*dead)
     wait_for(lambda: all(lab.is_down(node) for node in dead))
+    noticed = time.time()
     lab.restore()
 
     wait_for(lambda: is_done(wide) and is_done(plain))
     assert causes(wide) == causes(plain) == ["node_fail", "done"]
+    for run in (wide, plain):
+        back_s = read_json(run / "attempts" / "2" / "env.json")["started"] - noticed
+        record_property("back at work after SLURM noticed a dead node, s", round(back_s, 1))
+        assert back_s < 90
     assert steps_of(wide) == list(range(1, 181))
     assert steps_of(plain) == list(range(1, 112))
     assert lab.state(plain)["gpu_hours"] > 4 * 111 * 0.3 / 3600, "what the dead node used counts"
@@ -99,13 +108,15 @@ def test_bad_nodes_that_are_unknown_here_or_cannot_be_spared_are_not_left_out(la
     wait_for(lambda: is_done(run))
 
 
-def test_each_mishap_is_named_and_met_by_its_own_rule_while_other_runs_go_on(lab):
+@pytest.mark.repeats(3)
+def test_each_mishap_is_named_and_met_by_its_own_rule_while_other_runs_go_on(lab, record_property):
     folder = lab.launch(
         """
         hung: {mishap: hang, rank: 1, resources: {nodes: 2, gpus_per_node: 1}},
         outgrown: {mishap: memory, train.batch_size: 8, resources.mem_gb: 1},
         not_requeued: {mishap: error, at: 3, steps: 8},
         fails_alike: {mishap: error, times: 99}, sound: {steps: 120, step_s: 0.2},
+        imports: {mishap: import, times: 99},
         """,
         hang_s=20,
         profile="max_parallel: 8",
@@ -116,11 +127,14 @@ def test_each_mishap_is_named_and_met_by_its_own_rule_while_other_runs_go_on(lab
     others = ("hung", "outgrown", "not_requeued", "sound")
     wait_for(lambda: all(is_done(folder / name) for name in others))
 
-    assert {path.name: causes(path) for path in map(folder.joinpath, (*others, "fails_alike"))} == {
+    wait_for(lambda: (folder / "imports" / "FAILED").exists())
+    ended = (*others, "fails_alike", "imports")
+    assert {path.name: causes(path) for path in map(folder.joinpath, ended)} == {
         "hung": ["hang", "done"],
         "outgrown": ["host_oom", "done"],
         "not_requeued": ["error", "done"],
         "fails_alike": ["error", "error"],
+        "imports": ["error", "error"],
         "sound": ["done"],
     }
     assert read_json(folder / "outgrown" / "manifest.json")["backoff"] == 1
@@ -130,6 +144,9 @@ def test_each_mishap_is_named_and_met_by_its_own_rule_while_other_runs_go_on(lab
     state = lab.state(folder / "fails_alike")
     assert (state["phase"], state["cause"]) == ("failed", "error")
     assert state["gpu_hours"] > 0, "what failed attempts used counts"
+    silent_s = read_json(folder / "hung" / "attempts" / "1" / "hung.json")["silent_s"]
+    record_property("hang: found after its timeout, s", silent_s - 20)
+    assert silent_s < 20 + 30
     stacks = folder / "hung" / "attempts" / "1" / "stacks"
     assert "wait_for_the_other_rank" in (stacks / "rank_0.txt").read_text()
     assert "hang_by_myself" in (stacks / "rank_1.txt").read_text()
@@ -156,6 +173,16 @@ def test_a_preempted_run_goes_on_where_it_was(grace_s, signalled, lab, preemptin
         wait_for(lambda: is_done(run))
     assert causes(run) == ["preempted", "done"]
     assert steps_of(run) == list(range(1, 41))
+
+
+@pytest.mark.torture
+def test_attempts_that_come_no_further_end_whatever_the_other_rules_allow(lab):
+    run = lab.launch("a: {mishap: error, times: 99}", deterministic=None, error=9, no_progress=3) / "a"
+
+    wait_for(lambda: (run / "FAILED").exists())
+
+    assert causes(run) == ["error"] * 4
+    assert "4 attempts came no further than 2; see retry.no_progress" in read_json(run / "FAILED")["why"]
 
 
 @pytest.mark.torture

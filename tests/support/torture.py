@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import defaultdict
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -23,6 +24,8 @@ class Torture:
         self.outcomes: dict[str, list[bool]] = defaultdict(list)
         self.seconds: dict[str, float] = defaultdict(float)
         self.failures: list[str] = []
+        # what tests measured, by name of the figure
+        self.measured: dict[str, list[float]] = defaultdict(list)
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         chosen = [item for item in items if _is_meant(item)]
@@ -32,6 +35,9 @@ class Torture:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         name = _without_repeat(report.nodeid)
         self.seconds[name] += report.duration
+        if report.when == "call":
+            for figure, value in report.user_properties:
+                self.measured[figure].append(value)
         if report.when == "call" or report.failed:
             self.outcomes[name].append(report.passed)
         if report.failed:
@@ -61,6 +67,11 @@ class Torture:
             *(
                 f"| {name} | {sum(outcomes)}/{len(outcomes)} | {self.seconds[name] / len(outcomes):.1f} |"
                 for name, outcomes in self.outcomes.items()
+            ),
+            *(["", "| measured | n | least | median | most |", f"|{' --- |' * 5}"] if self.measured else []),
+            *(
+                f"| {figure} | {len(values)} | {min(values):g} | {median(values):g} | {max(values):g} |"
+                for figure, values in self.measured.items()
             ),
             *(
                 ["", "Failures:", "", *(f"- `{failure}`" for failure in self.failures)]

@@ -16,11 +16,8 @@ from latentbridge.launch.checks.names import find_unknown, known_nodes, near
 from latentbridge.launch.checks.sizes import find_misfits, find_waits
 from latentbridge.launch.cluster import Resources
 from latentbridge.launch.plan import Plan
-from latentbridge.launch.slurm import call, is_full, is_silence
+from latentbridge.launch.slurm import NO_SUCH_NODES, call, call_settled, is_full, is_silence
 from latentbridge.launch.slurm.limits import Limits
-
-# said of nodes that do not exist, and also of nodes that are only drained, for which sbatch itself queues
-NO_SUCH_NODES = "Requested node configuration is not available"
 
 
 def preflight(plan: Plan, runs: Path, limits: Limits | None, scripts: Mapping[str, str]) -> list[str]:
@@ -95,7 +92,9 @@ def ask_slurm(script: str, limits: Limits) -> str | None:
     with tempfile.NamedTemporaryFile("w", prefix="latentbridge_", suffix=".sh") as file:
         file.write(script)
         file.flush()
-        answer = call("sbatch", "--test-only", file.name)
+        # of nodes that are only drained --test-only says so too, and sbatch itself queues for them
+        ask = call_settled if all(node.is_usable for node in limits.nodes) else call
+        answer = ask("sbatch", "--test-only", file.name)
     said = " ".join(answer.stderr.replace("sbatch: error: ", "").split())
     # a queue that is full for now is no matter of the request
     if answer.returncode == 0 or is_full(said):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 
 from latentbridge.errors import SchedulerError
 
@@ -15,6 +16,9 @@ _SILENCE = re.compile(
     r"|standby mode",
     re.IGNORECASE,
 )
+# also said for some seconds after a controller has started, before its nodes have told what they have
+NO_SUCH_NODES = "Requested node configuration is not available"
+SETTLE_S, SETTLE_TRIES = 3, 5
 _FULL = re.compile(r"(Max|Grp)SubmitJob")
 
 
@@ -51,6 +55,17 @@ def _environment() -> dict[str, str]:
     }
     # else the indices of a large array are cut off after 64 characters
     return kept | {"SLURM_BITSTR_LEN": "0"}
+
+
+def call_settled(*argv: str, patience_s: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
+    """The same for sbatch, whose complaint about nodes that are not there counts only if it persists."""
+    answer = call(*argv, patience_s=patience_s)
+    for _ in range(SETTLE_TRIES):
+        if answer.returncode == 0 or NO_SUCH_NODES not in answer.stderr:
+            break
+        time.sleep(SETTLE_S)
+        answer = call(*argv, patience_s=patience_s)
+    return answer
 
 
 def is_silence(said: str) -> bool:

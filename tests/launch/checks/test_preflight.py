@@ -8,6 +8,7 @@ import pytest
 from recorded import limits_2205
 
 from latentbridge.errors import PreflightError, SchedulerError
+from latentbridge.launch import slurm
 from latentbridge.launch.checks import files
 from latentbridge.launch.checks.preflight import ask_slurm, preflight
 from latentbridge.launch.plan import make_plan
@@ -131,7 +132,8 @@ def test_a_queue_that_is_full_for_now_is_not_a_refusal(sbatch):
     assert ask_slurm("", LIMITS) is None
 
 
-def test_a_drained_node_makes_an_unavailable_configuration_doubtful(sbatch):
+def test_a_drained_node_makes_an_unavailable_configuration_doubtful(sbatch, monkeypatch):
+    monkeypatch.setattr(slurm, "SETTLE_S", 0)
     sbatch("allocation failure: Requested node configuration is not available")
 
     assert ask_slurm("", limits_2205()) is None

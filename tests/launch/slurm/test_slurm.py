@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
@@ -54,3 +55,21 @@ def test_a_tool_that_hangs_or_is_missing_did_not_answer():
 )
 def test_silence_is_told_from_a_no(said, silence):
     assert slurm.is_silence(said) == silence
+
+
+@pytest.mark.parametrize(("failures", "code", "calls"), [(2, 0, 3), (99, 1, 6)])
+def test_nodes_that_have_not_yet_told_a_restarted_controller_what_they_have_are_waited_for(
+    monkeypatch, failures, code, calls
+):
+    made = []
+
+    def call(*argv, patience_s):
+        made.append(argv)
+        failed = len(made) <= failures
+        said = "sbatch: error: Batch job submission failed: Requested node configuration is not available"
+        return subprocess.CompletedProcess(argv, int(failed), "", said if failed else "")
+
+    monkeypatch.setattr(slurm, "call", call)
+    monkeypatch.setattr(slurm, "SETTLE_S", 0)
+
+    assert (slurm.call_settled("sbatch", "x.sh").returncode, len(made)) == (code, calls)
