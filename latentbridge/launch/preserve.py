@@ -36,7 +36,7 @@ __all__ = ["preserve", "restore", "verify", "write_index"]
 
 log = logging.getLogger(__name__)
 
-LOCKS = ("finish.lock", "worker.lock", "rank.lock")
+LOCKS = ("lock", "pool.lock", "finish.lock", "worker.lock", "rank.lock")
 # best weights above this, over all runs, are left out unless asked for: archives are meant for git
 MAX_CHECKPOINT_BYTES = 64 * 2**20
 

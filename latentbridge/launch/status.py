@@ -18,7 +18,7 @@ from latentbridge.launch.account import HOUR_S, gpu_hours
 from latentbridge.launch.ledger import SKIPPED, Orders, Place, Submission
 from latentbridge.launch.node.attempt import ranks_of, silent_for
 from latentbridge.launch.node.causes import Cause
-from latentbridge.launch.node.job_log import last_line, words_of
+from latentbridge.launch.node.job_log import job_logs, last_line, words_of
 from latentbridge.launch.node.own_job import has_left
 from latentbridge.launch.record import PLAN, Launch, PlannedRun
 from latentbridge.launch.slurm import sacct
@@ -295,8 +295,11 @@ class Monitor:
             return state
         if has_left(self.launch, place.submission.token, place.task):
             return replace(state, phase="stopped", detail="its job left it to another process")
-        said = last_line(words_of(self.launch.path, place.submission.token, place.task))
-        if not said and any(word in state.detail for word in NO_START):
+        log = (self.launch.path, place.submission.token, place.task)
+        said = last_line(words_of(*log))
+        # SLURM 24.11 makes the log's folder where it is missing, on one node perhaps; the job fails later
+        logged_elsewhere = state.cause == "killed" and not list(job_logs(*log))
+        if not said and (logged_elsewhere or any(word in state.detail for word in NO_START)):
             said = f"is {self.launch.path} there, on {state.nodes or 'its node'}, and yours to write?"
         if not said:
             return state

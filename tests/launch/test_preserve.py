@@ -85,6 +85,10 @@ def test_results_go_in_and_caches_drafts_locks_and_other_checkpoints_stay_out(la
     RunDir(launch / "a-s1").worker_lock.write_text("")
     RunDir(launch / "a-s1").rank_lock.write_text("")
     (launch / "finish.lock").write_text("{}")
+    (launch / "ledger").mkdir(exist_ok=True)
+    # one of these may vanish while the launch is copied
+    for name in ("lock", "pool.lock"):
+        (launch / "ledger" / name).write_text("{}")
 
     files = set(tree(preserve(launch, root)))
 

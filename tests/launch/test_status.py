@@ -296,6 +296,7 @@ def test_a_start_that_left_the_run_to_another_process_is_no_failure(launch, queu
     folder = launch.path / "slurm" / submission.token
     folder.mkdir(parents=True)
     (folder / "7_0.0.left").touch()
+    (folder / "7_1_log.err").touch()
     queue(Task("F", "NonZeroExitCode", "gpu01"), Task("F", "NonZeroExitCode", "gpu01"))
 
     a, b, _ = Monitor(launch).poll()
