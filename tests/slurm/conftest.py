@@ -5,6 +5,7 @@ pytest tests/slurm --torture   only what is marked `repeats(n)` or `torture`, n 
 
 import contextlib
 import os
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -40,6 +41,14 @@ class Cluster:
         done = self.run(TESTCLUSTER, *argv)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def said_of(self, pattern: str, most: int = 80) -> str:
+        """The last lines of its daemons' logs that match a pattern, for the message of a test that fails."""
+        logs = sorted((self.folder / "log").glob("*.log"))
+        lines = [
+            f"{log.name}: {line}" for log in logs for line in log.read_text(errors="replace").splitlines()
+        ]
+        return "\n".join([line for line in lines if re.search(pattern, line, re.IGNORECASE)][-most:])
 
     def crash(self, node: str) -> None:
         self.testcluster("crash", node)

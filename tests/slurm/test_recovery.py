@@ -158,7 +158,7 @@ def test_each_mishap_is_named_and_met_by_its_own_rule_while_other_runs_go_on(lab
     ("grace_s", "signalled"),
     [
         (0, False),
-        (15, True),
+        pytest.param(15, True, marks=pytest.mark.torture),
         pytest.param(15, False, marks=pytest.mark.torture),
         pytest.param(0, True, marks=pytest.mark.torture),
     ],

@@ -59,6 +59,7 @@ def test_high_partition_requeues_a_job_of_the_low_one(cluster, tmp_path):
     cluster.run("scancel", low)
 
 
+@pytest.mark.torture
 def test_a_crashed_node_hands_its_job_to_another(cluster, tmp_path):
     # SLURM misses the node after 24 to 36 s
     nodes = tmp_path / "nodes"

@@ -186,7 +186,8 @@ class Lab:
         self.restore()
         self.cluster.run("scancel", "--user=root")
         wait_for(lambda: not self.cluster.run("squeue", "--noheader").stdout.strip())
-        assert "Kill task failed" not in self.cluster.run("sinfo", "--list-reasons").stdout
+        drained = self.cluster.run("sinfo", "--list-reasons").stdout
+        assert "Kill task failed" not in drained, self.cluster.said_of("kill|unkillable|signal|terminat")
 
 
 def causes(run: Path) -> list[str]:
