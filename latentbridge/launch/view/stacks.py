@@ -12,6 +12,8 @@ from typing import NamedTuple
 from latentbridge.rundir import RunDir
 
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<function>.*)$')
+# of the main thread of `python FILE` and `python -m MODULE`
+_OUTERMOST = ("<module>", "_run_module_as_main")
 _THREAD = re.compile(r"^(Current thread|Thread) 0x", re.MULTILINE)
 
 
@@ -52,8 +54,8 @@ def main_stack(text: str) -> list[Frame]:
         ]
         for thread in threads
     ]
-    # the interpreter lists its first thread last; a very deep stack is cut before it shows <module>
-    main = [stack for stack in stacks if stack and stack[-1].function == "<module>"]
+    # the interpreter lists its first thread last; a very deep stack is cut before it shows where it began
+    main = [stack for stack in stacks if stack and stack[-1].function in _OUTERMOST]
     return (main or stacks or [[]])[-1]
 
 
