@@ -358,7 +358,8 @@ class RunDir:
 
     def read_marker(self) -> dict[str, Any]:
         """What the marker holds; empty where there is none."""
-        return dict(read_json(self.path / self.state)) if self.state else {}
+        state = self.state
+        return dict(read_json(self.path / state)) if state else {}
 
     def mark(self, state: State, record: dict[str, Any]) -> None:
         """Write one marker; DONE is final, the others give way to what comes later."""

@@ -39,15 +39,19 @@ class Advance:
     # runs that may start as soon as limits let them
     left: int = 0
     over_budget: bool = False
-    # why no job waits for the end of all runs, where none does
-    warning: str = ""
+    # SLURM took less than it seemed to have room for
+    is_full: bool = False
+    # whether a job waits in the queue that goes on from here
+    is_followed: bool = False
     # what was refused, for reasons that waiting does not cure; the rest was submitted
     refusals: list[LatentbridgeError] = field(default_factory=list)
+    # what else people should know
+    warnings: list[str] = field(default_factory=list)
 
     @property
     def complaints(self) -> list[str]:
         """What went wrong, in words."""
-        return [*map(str, self.refusals), *([self.warning] if self.warning else [])]
+        return [*map(str, self.refusals), *self.warnings]
 
     @property
     def num_submitted(self) -> int:
@@ -65,31 +69,36 @@ def is_moving(states: list[RunStatus]) -> bool:
     return any(state.phase in (*ACTIVE, "unknown") or state.twin for state in states)
 
 
-def advance(launch: Launch, *, by_user: bool = False, patience_s: float = 0) -> Advance:
+def advance(
+    launch: Launch, *, by_user: bool = False, patience_s: float = 0, again_after: str | None = None
+) -> Advance:
     """Take one step; LockedError if someone else does for `patience_s`, SchedulerError if SLURM is silent.
 
     by_user: somebody asked for it now, so runs whose job vanished from the queue before it began, by an
     operator's hand perhaps, are submitted again as well.
+    again_after: a task whose run another job must go on with, as soon as it has ended
     """
     with lease(launch.path / LOCK, f"submitting {launch.name}", patience_s) as held:
         monitor = Monitor(launch)
         states, queue = _poll(monitor, wait=by_user)
         held.check()
+        taken, unreadable = _take_over(launch, states)
         changes = [
             settle_open(launch, queue),
             _close_silent(launch, states),
             _hold_cancelled(launch, states),
-            any([take_over(launch.runs[state.name]) for state in states if state.twin]),
+            taken,
         ]
         if any(changes):
             states = monitor.poll(queue)
-        ready = [launch.runs[state.name] for state in states if _may_start(state, by_user)]
-        step = Advance(states, left=len(ready))
+        startable = [state.name for state in states if _may_start(state, by_user) or state.name in unreadable]
+        ready = [launch.runs[name] for name in startable]
+        step = Advance(states, left=len(ready), warnings=list(unreadable.values()))
         budget = launch.budget_gpu_hours
         step.over_budget = budget is not None and sum(state.gpu_hours for state in states) >= budget
         if not step.over_budget:
             _submit(launch, held, queue, ready, step)
-        _follow_up(launch, held, queue, step)
+        _follow_up(launch, held, queue, step, again_after)
         if step.submitted:
             step.states = monitor.poll()
         return step
@@ -155,6 +164,18 @@ def _hold_cancelled(launch: Launch, states: list[RunStatus]) -> bool:
     return bool(found)
 
 
+def _take_over(launch: Launch, states: list[RunStatus]) -> tuple[bool, dict[str, str]]:
+    """Take over what twins have done; whether there was any, and by run why its twin cannot be read."""
+    taken, unreadable = False, {}
+    for state in states:
+        if state.twin:
+            try:
+                taken |= take_over(launch.runs[state.name])
+            except (OSError, RunError) as error:
+                unreadable[state.name] = f"{state.name} is computed afresh: of {state.twin}, {error}"
+    return taken, unreadable
+
+
 def _may_start(state: RunStatus, by_user: bool) -> bool:
     if state.phase == "lost":
         # it never began: somebody may have taken it out of the queue
@@ -175,6 +196,7 @@ def _submit(launch: Launch, held: Lease, queue: Queue, ready: list[PlannedRun], 
                 step.submitted.append(submit_array(launch, held, chunk, parallel))
             except SubmitLimitError:
                 # more was queued than we were told of: half, and at last none until something ends
+                step.is_full = True
                 room = len(chunk) // 2
                 continue
             except PreflightError as refusal:
@@ -238,16 +260,28 @@ def _longest_array(launch: Launch) -> int:
     return 1000 if size is None else max(1, size)
 
 
-def _follow_up(launch: Launch, held: Lease, queue: Queue, step: Advance) -> None:
-    """See to it that a job waits for all that is queued, to go on from there or to preserve."""
+def _follow_up(launch: Launch, held: Lease, queue: Queue, step: Advance, again_after: str | None) -> None:
+    """See to it that a job waits for all that is queued, to go on from there or to preserve.
+
+    Where nothing of ours is, and yet the launch has not ended, it comes back in some minutes.
+    """
     active = {job.job_id for _, job in _arrays(launch, queue)}
     active |= {submission.job_id for submission in step.submitted if submission.job_id}
     others = {state.twin.partition("/")[0] for state in step.states if state.twin}
     active |= {job.job_id for other in others for job in live_jobs(Launch(launch.path.parent / other), queue)}
     last = launch.ledger.latest().get(FINISH)
     waiting = last and queue.find(last.submission.token, last.submission.job_id, launch.name)
-    if active and not (waiting and any(task.waits for task in waiting.alive)):
+    step.is_followed = bool(waiting and any(task.waits for task in waiting.alive))
+    is_wanted = bool(active) or not (step.has_ended or _settles_soon(step))
+    if again_after or (is_wanted and not step.is_followed):
         try:
-            submit_finish(launch, held, sorted(active, key=int))
+            submit_finish(launch, held, [again_after] if again_after else sorted(active, key=int))
         except PreflightError as error:
-            step.warning = f"the runs are submitted, but not the job that preserves them: {error}"
+            step.warnings.append(f"no job waits for the end of these runs, to go on or preserve: {error}")
+        else:
+            step.is_followed = True
+
+
+def _settles_soon(step: Advance) -> bool:
+    """Whether all that is not known yet is what became of jobs that left the queue moments ago."""
+    return step.left == 0 and not any(state.phase in ACTIVE or state.twin for state in step.states)

@@ -23,7 +23,7 @@ from latentbridge.launch.twins import find_twins
 from latentbridge.launch.view import display
 from latentbridge.rundir import write_json
 
-EXIT_FAILED, EXIT_BUDGET = 1, 3
+EXIT_FAILED, EXIT_BUDGET, EXIT_TRY_AGAIN = 1, 3, 75
 # another launcher, or a job that ends, may be submitting right now; a dead one's lock is free by then
 PATIENCE_S = LEASE_S + 5
 
@@ -134,12 +134,15 @@ def _submit(launch: Launch) -> int:
     step = advance(launch, by_user=True, patience_s=PATIENCE_S)
     jobs = ", ".join(str(submission.job_id) for submission in step.submitted)
     print(f"submitted {step.num_submitted} runs as jobs {jobs}" if jobs else "nothing to submit")
-    if step.left and not step.over_budget:
+    if step.left and not step.over_budget and step.is_followed:
         print(f"{step.left} more runs start as the limits of site and spec let them")
     if step.refusals:
         raise step.refusals[0]
-    if step.warning:
-        print(f"warning: {step.warning}\n{_by_hand(launch)}", file=sys.stderr)
+    for warning in step.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if not (step.has_ended or step.is_followed):
+        print(_by_hand(launch, step), file=sys.stderr)
+        return EXIT_TRY_AGAIN
     if step.over_budget:
         print(f"nothing more is submitted: the budget of {launch.budget_gpu_hours} GPU-hours is used up")
     if step.has_ended:
@@ -155,8 +158,12 @@ def _code(step: Advance) -> int:
     return EXIT_FAILED if any(state.phase == "failed" for state in step.states) else 0
 
 
-def _by_hand(launch: Launch) -> str:
-    return f"when all have ended: latentbridge preserve {shlex.quote(str(launch.path))}"
+def _by_hand(launch: Launch, step: Advance) -> str:
+    left = f"{step.left} runs are not queued, and " if step.left else ""
+    return (
+        f"{left}no job is there to go on: run the same command again later, or leave open\n"
+        f"  latentbridge watch {shlex.quote(str(launch.path))}"
+    )
 
 
 def _run_here(launch: Launch) -> int:

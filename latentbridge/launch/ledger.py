@@ -13,10 +13,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from latentbridge.errors import RunError
 from latentbridge.rundir import read_json, write_json
 
 # why a run is held that was not chosen; it may start again as soon as it is
 SKIPPED = "left out by --only or --skip"
+# why a submission without an answer counts no more
+NO_ANSWER = "sbatch gave no answer, and SLURM shows no such job"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,11 @@ class Submission:
     def is_open(self) -> bool:
         """Whether nobody knows yet if SLURM has it."""
         return self.job_id is None and self.refused is None
+
+    @property
+    def is_denied(self) -> bool:
+        """Whether SLURM said no, so that no job of it can turn up."""
+        return self.refused not in (None, NO_ANSWER)
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,15 @@ class Ledger:
         """Write down that nothing was submitted, and why."""
         self._write(replace(submission, refused=reason))
 
+    def forget_denied(self, submission: Submission) -> list[str]:
+        """Drop what SLURM denied earlier of the same runs, or it would pile up; returns the tokens."""
+        others = [s for s in self if s.is_denied and s.token != submission.token]
+        tokens = [other.token for other in others if {*other.runs} <= {*submission.runs}]
+        for token in tokens:
+            (self.folder / f"{token}.json").unlink(missing_ok=True)
+            self._known.pop(token, None)
+        return tokens
+
     def throttled(self, submission: Submission, parallel: int) -> None:
         """Write down how many tasks of an array may run at a time from now on."""
         self._write(replace(submission, parallel=parallel))
@@ -110,11 +127,19 @@ class Ledger:
 
     def has(self, token: str) -> bool:
         """Whether this launch made the submission; other launches of this user are in the queue as well."""
-        return token in self._known or (self.folder / f"{token}.json").exists()
+        return (self.folder / f"{token}.json").exists()
 
     def __iter__(self) -> Iterator[Submission]:
-        found = [self.read(path.stem) for path in self.folder.glob("[0-9a-f]*.json")]
-        return iter(sorted(found, key=lambda submission: submission.created))
+        found = [self._read_if_there(path.stem) for path in self.folder.glob("[0-9a-f]*.json")]
+        return iter(sorted(filter(None, found), key=lambda submission: submission.created))
+
+    def _read_if_there(self, token: str) -> Submission | None:
+        try:
+            return self.read(token)
+        except (RunError, FileNotFoundError):
+            if self.has(token):
+                raise
+            return None  # somebody forgot it this moment
 
     def latest(self) -> dict[str, Place]:
         """The last submission of every run that was ever submitted."""

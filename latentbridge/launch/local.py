@@ -41,8 +41,10 @@ class LocalPool:
         self.working: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}  # by slot
         self.stopping = False
         self.interrupts = 0
-        # why runs could not start
+        # why runs could not start, or not from what there is
         self.refusals: list[str] = []
+        # runs whose twins cannot be read
+        self._unreadable: set[str] = set()
 
     def run(self, watch: Callable[[LocalPool], None]) -> None:
         """Work until nothing is pending; `watch` is called every 0.2 s. Ctrl-C saves and stops, two kill."""
@@ -76,7 +78,16 @@ class LocalPool:
             self._wait_for_all(0)
 
     def _take_over(self) -> None:
-        self.pending = [run for run in self.pending if not (run.twins and take_over(run))]
+        self.pending = [run for run in self.pending if not (run.twins and self._has_taken(run))]
+
+    def _has_taken(self, run: PlannedRun) -> bool:
+        try:
+            return take_over(run)
+        except (OSError, RunError) as error:
+            if run.name not in self._unreadable:
+                self.refusals.append(f"{run.name} is computed afresh: of the same experiment, {error}")
+            self._unreadable.add(run.name)
+            return False
 
     def _start_ready(self) -> None:
         for slot in range(self.parallel):

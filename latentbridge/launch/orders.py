@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
-from latentbridge.errors import ConfigError, SchedulerError
+from latentbridge.errors import ConfigError, LockedError, RunError, SchedulerError
 from latentbridge.job import STOP_REQUEST
 from latentbridge.launch import slurm
 from latentbridge.launch.advance import LOCK
@@ -14,6 +14,7 @@ from latentbridge.launch.lease import lease
 from latentbridge.launch.ledger import SKIPPED, Orders
 from latentbridge.launch.record import Launch
 from latentbridge.launch.status import ACTIVE, status
+from latentbridge.rundir import RunDir, hold_lock
 
 PATIENCE_S = 60
 POLL_S = 1.0
@@ -52,12 +53,14 @@ def cancel(launch: Launch, names: Sequence[str]) -> list[str]:
     """Stop these runs and start them no more until `retry`; returns those that were not ended already.
 
     A run at work is asked to save what it has, however long that takes; asked a second time, it is ended with
-    what SLURM gives it. SchedulerError if SLURM cannot be told; the order stands all the same.
+    what SLURM gives it. The order stands even where this raises: SchedulerError if SLURM cannot be told,
+    RunError for a run that is trained by hand.
     """
     with lease(launch.path / LOCK, f"cancelling runs of {launch.name}", PATIENCE_S):
         states = {state.name: state for state in status(launch) if state.name in set(names)}
         open_ = [name for name, state in states.items() if state.phase not in ("done", "failed", "cancelled")]
-        orders, asked_before = launch.ledger.orders, {*launch.ledger.orders.held}
+        orders = launch.ledger.orders
+        asked_before = {name for name, why in orders.held.items() if why == CANCELLED}
         # on disk first: whatever starts or ends from now on knows
         launch.ledger.order(
             Orders(held=orders.held | dict.fromkeys(open_, CANCELLED), forgiven=orders.forgiven)
@@ -69,11 +72,29 @@ def cancel(launch: Launch, names: Sequence[str]) -> list[str]:
     saving = [s for s in queued if s.phase == "running" and s.is_open and s.name not in asked_before]
     _scancel("--signal=TERM", *(str(state.job) for state in saving))
     _scancel(*(str(state.job) for state in queued if state not in saving))
-    for name in open_:
-        if states[name].phase == "running" and not states[name].job:
-            # without SLURM its ranks are asked by file
-            (launch.run(name).folder.list_attempts()[-1] / STOP_REQUEST).touch()
+    at_work = [launch.run(name).folder for name in open_ if states[name].phase == "running"]
+    # without SLURM ranks are asked by file; a worker that has not started them yet reads the order first
+    here = [folder for folder in at_work if not states[folder.name].job]
+    by_hand = []
+    for folder in here:
+        if states[folder.name].is_open:
+            (folder.list_attempts()[-1] / STOP_REQUEST).touch()
+        elif not _has_worker(folder):
+            by_hand.append(folder.name)
+    if by_hand:
+        raise RunError(
+            f"{', '.join(by_hand)}: trained by a process that somebody started by hand, and has to stop; "
+            "nothing else will start it"
+        )
     return open_
+
+
+def _has_worker(folder: RunDir) -> bool:
+    try:
+        hold_lock(folder.worker_lock, 0).close()
+    except LockedError:
+        return True
+    return False
 
 
 def _scancel(*words: str) -> None:

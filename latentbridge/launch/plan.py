@@ -22,6 +22,7 @@ from latentbridge.errors import ConfigError
 from latentbridge.launch.cells.expand import Cell, read_cells
 from latentbridge.launch.cluster import Cluster, Resources, load_cluster, resources_for
 from latentbridge.launch.lease import process_space
+from latentbridge.launch.ledger import Ledger, Orders
 from latentbridge.launch.record import LIMITS, PLAN, Launch, PlannedRun
 from latentbridge.launch.slurm.limits import Limits
 from latentbridge.launch.spec import Spec, find_spec
@@ -137,6 +138,8 @@ def write_launch(
         }
         for cell in plan.cells:
             _write_run(plan, cell, draft / cell.name, shared)
+        # from the start: a network disk may go on denying for a while a file that it has denied once
+        Ledger(draft).order(Orders())
         if limits:
             write_json(draft / LIMITS, limits.as_record())
         write_json(draft / PLAN, _plan_record(plan, code, argv, versions(), twins))
@@ -239,6 +242,9 @@ def refresh(launch: Launch, plan: Plan, is_active: bool) -> list[str]:
     new = _plan_record(plan, old["code"], old["command"], old.get("versions", {}), twins)
     new["created"] = old["created"]
     changed = [key for key in new if new[key] != old.get(key)]
+    if is_active:
+        # a later version of this package may know more settings; those keep their defaults for now
+        changed = [key for key in changed if key in old and _differs(new[key], old[key])]
     if changed and is_active:
         raise ConfigError(
             f"{launch.path}: {', '.join(changed)} changed since it was launched, and its runs are still "
@@ -247,6 +253,13 @@ def refresh(launch: Launch, plan: Plan, is_active: bool) -> list[str]:
     if changed:
         write_json(launch.path / PLAN, new)
     return changed
+
+
+def _differs(new: Any, old: Any) -> bool:
+    """Whether a value of a plan has changed, apart from settings that the old one did not have."""
+    if isinstance(new, dict) and isinstance(old, dict):
+        return any(new.get(key) != old[key] for key in old)
+    return bool(new != old)
 
 
 def code_files(root: Path) -> list[Path]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 from latentbridge.errors import ConfigError, RunError, SchedulerError
 from latentbridge.launch.account import HOUR_S, gpu_hours
-from latentbridge.launch.ledger import SKIPPED, Orders, Place, Submission
+from latentbridge.launch.ledger import NO_ANSWER, SKIPPED, Orders, Place, Submission
 from latentbridge.launch.node.attempt import ranks_of, silent_for
 from latentbridge.launch.node.causes import Cause
 from latentbridge.launch.node.job_log import job_logs, last_line, words_of
@@ -45,7 +46,7 @@ ACTIVE = ("pending", "running")
 # nothing changes in these unless somebody submits the run again
 SETTLED = ("done", "failed", "cancelled", "stopped", "planned", "held")
 # a launch that has jobs in the queue goes on with these by itself
-TO_GO_ON = ("planned", "waiting", "stopped", "lost")
+TO_GO_ON = ("planned", "waiting", "stopped", "lost", "unknown")
 # of a run without SLURM, inside its launch folder
 WORKER_LOG = "ledger/{run}.worker.log"
 SILENT = "SLURM does not answer"
@@ -248,8 +249,8 @@ class Monitor:
         if marker and not forgiven:
             told = run.folder.read_marker()
             phase: Phase = "failed" if marker == "FAILED" else "stopped"
-            # one that was skipped when its job began is chosen again now
-            if told.get("cause") == "cancelled" and told.get("message") != SKIPPED:
+            # one that was skipped when its job began, or saved, is chosen again now
+            if told.get("cause") == "cancelled" and not str(told.get("message")).endswith(SKIPPED):
                 phase = "cancelled"
             return {"phase": phase, "cause": told.get("cause"), "detail": str(told.get("message", ""))}
         if place is None:
@@ -263,10 +264,10 @@ class Monitor:
         if submission.job_id is None and time.time() - submission.created < ANSWER_PATIENCE_S:
             return {"phase": "unknown", "detail": "submitted moments ago, no answer yet"}
         if submission.job_id is None and not run.folder.list_attempts():
-            return {"phase": "planned", "detail": "sbatch gave no answer, and SLURM shows no such job"}
+            return {"phase": "planned", "detail": NO_ANSWER}
         if ending and _is_of(ending, submission):
-            # it waits for its next attempt, unless somebody took it out of the queue meanwhile
-            is_cancelled = task and sacct.CAUSES.get(task.state) == "cancelled"
+            # it waits for its next attempt, unless somebody took it out of the queue since it was last wanted
+            is_cancelled = task and sacct.CAUSES.get(task.state) == "cancelled" and not forgiven
             return {"phase": "lost", **_what_squeue_remembers(task)} if is_cancelled else {"phase": "stopped"}
         if min(silent_for(run.folder), time.time() - submission.created) < LOST_AFTER_S:
             return {"phase": "unknown", "detail": "it left the queue moments ago"}
@@ -316,9 +317,11 @@ class Monitor:
             silent: dict[str, Any] = {"phase": "unknown", "detail": SILENT}
             return {run.name: replace(states[run.name], **silent) for run in fresh}
         launches = {twin.path.parent for run in fresh for twin in run.twins}
-        standing = {
-            path: state for launch in sorted(launches) for path, state in self._others_of(launch, self.queue)
-        }
+        standing: dict[Path, RunStatus] = {}
+        for launch in sorted(launches):
+            # what cannot be read is no twin: it is computed afresh
+            with suppress(OSError, RunError):
+                standing |= self._others_of(launch, self.queue)
         found = {}
         for run in fresh:
             twins = [twin.path for twin in run.twins if twin.path in standing]
@@ -329,15 +332,23 @@ class Monitor:
                 found[run.name] = replace(states[run.name], phase="waiting", twin=place, detail=detail)
         return found
 
-    def _others_of(self, path: Path, queue: Queue) -> Iterator[tuple[Path, RunStatus]]:
+    def _others_of(self, path: Path, queue: Queue) -> dict[Path, RunStatus]:
         """The runs of another launch that are done, at work, or sure to be."""
         if not (path / PLAN).exists():
-            return  # somebody removed it
-        other = self._others.setdefault(path, Monitor(Launch(path)))
+            return {}  # somebody removed it
+        if path not in self._others:
+            self._others[path] = Monitor(Launch(path))
+        other = self._others[path]
         goes_on = bool(live_jobs(other.launch, queue))
-        for state in other.poll(queue, asks_accounting=False):
-            if state.phase in ("done", *ACTIVE, "unknown") or (goes_on and state.phase in TO_GO_ON):
-                yield path / state.name, state
+
+        def is_hopeful(state: RunStatus) -> bool:
+            if state.phase in ("done", *ACTIVE):
+                return True
+            # one that was submitted moments ago, without an answer yet, has no job
+            return state.phase in TO_GO_ON if goes_on else state.phase == "unknown" and not state.job
+
+        states = other.poll(queue, asks_accounting=False)
+        return {path / state.name: state for state in states if is_hopeful(state)}
 
     @cached_property
     def _twinned(self) -> list[str]:

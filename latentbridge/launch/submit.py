@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from latentbridge.errors import PreflightError, SchedulerError
 from latentbridge.launch import slurm
 from latentbridge.launch.cluster import Cluster, Resources
 from latentbridge.launch.lease import Lease
-from latentbridge.launch.ledger import Submission
+from latentbridge.launch.ledger import NO_ANSWER, Submission
+from latentbridge.launch.node.attempt import failed_to_begin_on
 from latentbridge.launch.node.job_log import START_LINE
 from latentbridge.launch.node.nodes import nodes_to_avoid
 from latentbridge.launch.node.own_job import BEGAN_VARIABLE
@@ -32,6 +34,8 @@ FINISH = "(finish)"
 SBATCH_PATIENCE_S = 60
 # how long SLURM may take to show a job whose submission was not answered
 ANSWER_PATIENCE_S = 30
+# when the job that comes last looks again, where it has no job to wait for
+COME_BACK_MIN = 10
 _ACCEPTED = re.compile(r"^Submitted batch job (\d+)\b", re.MULTILINE)
 
 
@@ -130,14 +134,17 @@ def submit_array(launch: Launch, held: Lease, runs: list[PlannedRun], parallel: 
     """Submit runs of one request; the intent is on disk before sbatch is called, the answer right after."""
     resources = runs[0].resources
     intent = launch.ledger.intend([run.name for run in runs], parallel)
-    bad = nodes_to_avoid(launch, resources.nodes)
+    bad = nodes_to_avoid(launch, resources.nodes, [node for run in runs for node in failed_to_begin_on(run)])
     settings = parameters(launch.cluster, resources, launch.path, intent.token, parallel, bad)
     command = batch_command(launch.cluster, launch.path, intent.token, resources.cpus_per_gpu)
     return _call_sbatch(launch, held, intent, command, settings)
 
 
 def submit_finish(launch: Launch, held: Lease, after: list[str]) -> Submission:
-    """Submit the small job that goes on, or summarises and preserves, once the jobs `after` have ended."""
+    """Submit the small job that goes on, or summarises and preserves, once the jobs `after` have ended.
+
+    Without any it begins in some minutes: what is waited for is no job of ours.
+    """
     intent = launch.ledger.intend([FINISH])
     small = Resources(
         gpus_per_node=1, timeout_min=min(60, *(r.resources.timeout_min for r in launch.runs.values()))
@@ -145,7 +152,10 @@ def submit_finish(launch: Launch, held: Lease, after: list[str]) -> Submission:
     settings = parameters(launch.cluster, small, launch.path, intent.token, 1)
     del settings["gpus_per_node"]
     # it looks at the runs itself: SLURM's word on how they ended does not count
-    settings["dependency"] = f"afterany:{':'.join(after)}"
+    if after:
+        settings["dependency"] = f"afterany:{':'.join(after)}"
+    else:
+        settings["additional_parameters"] |= {"begin": f"now+{COME_BACK_MIN}minutes"}
     python = interpreter(launch.cluster)
     archives = f"--archives={launch.plan['archives']}"
     command = shlex.join([python, "-m", "latentbridge.launch.finish", str(launch.path), archives])
@@ -168,7 +178,7 @@ def settle_open(launch: Launch, queue: Queue) -> bool:
         if job:
             launch.ledger.accepted(submission, job.job_id)
         elif time.time() - submission.created > ANSWER_PATIENCE_S:
-            launch.ledger.refused(submission, "sbatch gave no answer, and SLURM shows no such job")
+            launch.ledger.refused(submission, NO_ANSWER)
         else:
             continue
         settled = True
@@ -193,6 +203,8 @@ def _call_sbatch(
         # not written down as refused: should the job turn up after all, its token still leads to it
         raise SchedulerError(f"sbatch gave no clear answer: {reason}. Run the same command again in a minute")
     launch.ledger.refused(intent, reason)
+    for token in launch.ledger.forget_denied(intent):
+        shutil.rmtree(launch.path / "slurm" / token, ignore_errors=True)
     kind = SubmitLimitError if slurm.is_full(reason) else PreflightError
     raise kind(f"sbatch refused: {reason}. {script} holds what was asked; nothing of it was submitted")
 

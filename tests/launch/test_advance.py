@@ -14,13 +14,16 @@ from folders import begin, end, planned_launch
 
 from latentbridge.errors import SchedulerError
 from latentbridge.launch import advance as advance_module
-from latentbridge.launch import slurm, submit
+from latentbridge.launch import launcher, slurm, submit
 from latentbridge.launch import status as status_module
 from latentbridge.launch.advance import advance, finish_waits, may_free_something
-from latentbridge.launch.ledger import Orders
+from latentbridge.launch.ledger import NO_ANSWER, Orders
+from latentbridge.launch.node.nodes import bad_nodes
+from latentbridge.launch.orders import bring_back, cancel
+from latentbridge.launch.plan import make_plan, write_launch
 from latentbridge.launch.record import Launch
 from latentbridge.launch.slurm.squeue import Job, Queue, Task
-from latentbridge.rundir import read_json, write_json
+from latentbridge.rundir import hold_lock, read_json, write_json
 
 SPEC = """
 name: s
@@ -230,10 +233,129 @@ def test_a_run_cancelled_between_two_attempts_is_left_out_until_somebody_retries
     assert cluster.num_sbatch == 2
 
 
+@pytest.mark.parametrize("cause", ["cancelled", "preempted"])
+def test_a_run_that_was_brought_back_is_not_held_again_while_slurm_remembers_its_cancelled_job(
+    make_launch, cluster, cause
+):
+    launch = make_launch("name: s\njob: count\ncluster: test\nruns: {a: {}}")
+    advance(launch)
+    latest = launch.ledger.latest()["a"].submission
+    end(launch.run("a"), cause, again=cause == "preempted", token=latest.token)
+    cancel(launch, ["a"])
+    cluster.queue.jobs[latest.token] = Job(latest.job_id, {0: ENDED})
+
+    assert bring_back(Launch(launch.path), ["a"]) == ["a"]
+
+    assert advance(Launch(launch.path), by_user=True).num_submitted == 1
+
+
+def test_a_start_that_failed_on_a_node_is_repeated_elsewhere_and_costs_others_nothing(make_launch, cluster):
+    spec = "name: s\njob: count\ncluster: test\nseeds: [1, 2]\nruns: {a: {}}"
+    launch = make_launch(spec, "max_parallel: 3\n")
+    advance(launch)
+    latest = launch.ledger.latest()["a-s1"].submission
+    launch = vanish(launch, cluster)
+    lost = {0: Task("F", "RaisedSignal:53(Real-time_signal_19)", "gpu03"), 1: RUNNING}
+    cluster.queue.jobs[latest.token] = Job(latest.job_id, lost)
+
+    step = advance(launch)
+
+    assert [submission.runs for submission in step.submitted] == [("a-s1",)]
+    script = (launch.path / "slurm" / step.submitted[0].token / "sbatch.sh").read_text()
+    assert "#SBATCH --exclude=gpu03\n" in script
+    assert bad_nodes(launch.path.parent) == []
+
+
+def script_of_finish(launch):
+    token = launch.ledger.latest()[submit.FINISH].submission.token
+    return (launch.path / "slurm" / token / "sbatch.sh").read_text()
+
+
+def test_where_other_work_fills_the_queue_a_job_comes_back_later(make_launch, cluster, capsys):
+    launch = make_launch(profile="max_parallel: 9\nsubmit_limit: 5\n")
+    cluster.queue.total = 5
+
+    assert launcher.go_on(launch) == 0
+
+    assert "7 more runs start as the limits of site and spec let them" in capsys.readouterr().out
+    assert "#SBATCH --begin=now+10minutes\n" in script_of_finish(launch)
+    advance(Launch(launch.path))
+    assert cluster.num_sbatch == 1, "one is enough"
+
+
+def test_where_not_even_that_job_is_taken_the_command_says_so_and_asks_to_be_given_again(
+    make_launch, cluster, capsys
+):
+    launch = make_launch(profile="max_parallel: 9\n")
+    cluster.refuse = {"lb-": "Job violates accounting/QOS policy (AssocMaxSubmitJobLimit)"}
+
+    assert launcher.go_on(launch) == 75
+
+    told = capsys.readouterr().err
+    assert "7 runs are not queued, and no job is there to go on: run the same command again later" in told
+
+
+def test_a_run_that_somebody_trains_by_hand_does_not_end_the_chain_of_jobs(make_launch, cluster):
+    launch = make_launch("name: s\njob: count\ncluster: test\nruns: {a: {}, b: {steps: 4}}\nneeds: {b: [a]}")
+    advance(launch)
+    for submission in launch.ledger:
+        cluster.queue.jobs[submission.token] = Job(submission.job_id, {0: ENDED})
+    last = launch.ledger.latest()[submit.FINISH].submission
+    cluster.queue.jobs[last.token] = Job(last.job_id, {0: RUNNING})  # it is the one that takes this step
+
+    with hold_lock(launch.run("a").folder.rank_lock, 0):
+        step = advance(launch)
+
+    assert step.is_followed
+    assert "#SBATCH --begin=now+10minutes\n" in script_of_finish(launch)
+
+
+def test_a_task_that_will_not_be_started_again_gets_a_job_of_its_own_to_go_on(make_launch, cluster):
+    launch = make_launch()
+    advance(launch)
+    job = launch.ledger.latest()["a-s4"].submission.job_id
+
+    advance(launch, again_after=f"{job}_3")
+
+    assert f"#SBATCH --dependency=afterany:{job}_3\n" in script_of_finish(launch)
+
+
+@pytest.mark.parametrize("said", ["AssocMaxSubmitJobLimit", "Invalid account"])
+def test_refusals_do_not_pile_up(make_launch, cluster, said):
+    launch = make_launch(profile="max_parallel: 9\n")
+    cluster.refuse = {"lb-": f"Batch job submission failed: {said}"}
+    advance(launch)
+    once = len(list(launch.ledger))
+
+    for _ in range(5):
+        advance(Launch(launch.path))
+
+    assert len(list(Launch(launch.path).ledger)) == len(list((launch.path / "slurm").iterdir())) == once
+
+
+def test_a_twin_that_cannot_be_read_stops_nobody_and_is_computed_afresh(make_launch, cluster):
+    first = make_launch("name: s\njob: count\ncluster: test\nruns: {a: {}, b: {steps: 4}}")
+    for name in ("a", "b"):
+        end(first.run(name), "done")
+    first.run("a").folder.manifest.write_text("{")
+    plan = make_plan("spec", cluster=None, settings=[], root=first.path.parents[1])
+    twins = {name: [f"{first.path.name}/{name}"] for name in ("a", "b")}
+    second = write_launch(plan, first.path.parent, ["launch.py"], None, twins)
+
+    step = advance(second)
+
+    assert [submission.runs for submission in step.submitted] == [("a",)]
+    assert second.run("b").folder.is_done
+    assert step.warnings == [
+        f"a is computed afresh: of {first.path.name}/a, {first.run('a').folder.manifest}: "
+        "cannot be read as JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"
+    ]
+
+
 def test_a_job_that_turns_up_after_it_was_given_up_is_cancelled(make_launch, cluster):
     launch = make_launch()
     late = launch.ledger.intend(["a-s1"])
-    launch.ledger.refused(late, "no answer")
+    launch.ledger.refused(late, NO_ANSWER)
     cluster.queue.jobs[late.token] = Job("55", {0: WAITING})
 
     advance(launch)

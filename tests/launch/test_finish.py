@@ -41,14 +41,46 @@ def steps(monkeypatch):
     return set_steps
 
 
-def step(phase, left=0):
-    return Advance([RunStatus(name="a", phase=phase)], left=left)
+def step(phase, left=0, **more):
+    return Advance([RunStatus(name="a", phase=phase)], left=left, **more)
+
+
+@pytest.fixture
+def requeued(monkeypatch):
+    """The calls by which this job asks to be started again, and what SLURM says to that."""
+    asked, answers = [], [True]
+    monkeypatch.setattr(finish_module, "requeue", lambda launch, **words: asked.append(words) or answers[-1])
+    monkeypatch.setattr(finish_module, "UNKNOWN_PATIENCE_S", -1)
+    return asked, answers
 
 
 def test_where_runs_are_at_work_another_job_like_it_waits_for_them(launch, steps):
-    steps(step("running"))
+    steps(step("running", is_followed=True))
 
     assert not go_on(launch)
+
+
+def test_where_no_other_job_can_be_queued_this_one_comes_back(launch, steps, requeued):
+    asked, answers = requeued
+    for stuck in (step("running"), step("planned", left=3), step("unknown")):
+        steps(stuck)
+        assert not go_on(launch)
+    assert asked == [{"needed": 1, "delay_min": 10}] * 3
+
+    answers.append(False)
+    steps(step("planned", left=3))
+    with pytest.raises(SchedulerError, match="SLURM takes no job that goes on"):
+        go_on(launch)
+
+
+def test_what_nobody_can_tell_after_many_returns_is_left_to_people(launch, steps, requeued, monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "12")
+    unclear = step("unknown")
+    unclear.states[0] = RunStatus(name="a", phase="unknown", detail="exit.json: damaged")
+    steps(unclear)
+
+    with pytest.raises(RunError, match=r"nobody can tell what became of a: exit\.json: damaged"):
+        go_on(launch)
 
 
 def test_a_run_that_left_the_queue_moments_ago_is_waited_for(launch, steps):
@@ -58,13 +90,13 @@ def test_a_run_that_left_the_queue_moments_ago_is_waited_for(launch, steps):
     assert len(taken) == 3
 
 
-def test_an_outage_of_the_controller_is_sat_out(launch, steps, monkeypatch):
+def test_an_outage_of_the_controller_is_sat_out_however_long(launch, steps, monkeypatch):
+    monkeypatch.setattr(finish_module, "DISK_PATIENCE_S", -1)
     steps(SchedulerError("silent"), SchedulerError("silent"), step("failed"))
     assert go_on(launch)
 
-    monkeypatch.setattr(finish_module, "SILENCE_PATIENCE_S", -1)
-    steps(SchedulerError("silent"))
-    with pytest.raises(SchedulerError):
+    steps(RunError("x.json: damaged"))
+    with pytest.raises(RunError):
         go_on(launch)
 
 
@@ -78,7 +110,7 @@ def test_a_disk_that_stumbles_does_not_end_the_chain_of_jobs(launch, steps, erro
 def test_what_has_ended_is_preserved_even_if_slurm_refuses_the_rest(launch, steps, capsys):
     refused = step("done")
     refused.refusals.append(PreflightError("sbatch refused: no such account"))
-    refused.warning = "nobody preserves"
+    refused.warnings.append("nobody preserves")
     steps(refused)
 
     assert go_on(launch)

@@ -7,12 +7,13 @@ import subprocess
 import pytest
 from folders import end, planned_launch
 
-from latentbridge.errors import ConfigError, SchedulerError
+from latentbridge.errors import ConfigError, RunError, SchedulerError
 from latentbridge.job import STOP_REQUEST
 from latentbridge.launch import orders as orders_module
 from latentbridge.launch import slurm
 from latentbridge.launch.orders import CANCELLED, bring_back, cancel, find_skipped, select
 from latentbridge.launch.status import RunStatus, status
+from latentbridge.rundir import hold_lock
 
 
 @pytest.fixture
@@ -110,11 +111,38 @@ def test_where_slurm_cannot_be_told_the_order_stands_all_the_same(launch, monkey
 
 def test_without_slurm_a_run_at_work_is_asked_by_file(launch, monkeypatch):
     attempt = launch.run("a").folder.new_attempt()
-    states_of(monkeypatch, RunStatus(name="a", phase="running"))
+    states_of(monkeypatch, RunStatus(name="a", phase="running", is_open=True))
 
     cancel(launch, ["a"])
 
     assert (attempt / STOP_REQUEST).exists()
+
+
+def test_a_run_that_is_trained_by_hand_is_for_that_person_to_stop_and_the_others_are_cancelled(launch):
+    attempt = launch.run("ab").folder.new_attempt()
+    by_hand, others = launch.run("a").folder.rank_lock, launch.run("ab").folder.worker_lock
+    with (
+        hold_lock(by_hand, 0),
+        hold_lock(others, 0),
+        hold_lock(launch.run("c").folder.worker_lock, 0),  # its first attempt is about to be opened
+        pytest.raises(RunError, match=r"^a: trained by a process that somebody started by hand"),
+    ):
+        cancel(launch, ["a", "ab", "c"])
+
+    assert (attempt / STOP_REQUEST).exists()
+    assert held(launch) == dict.fromkeys(("a", "ab", "c"), CANCELLED)
+
+
+def test_the_first_cancel_of_a_run_that_was_left_out_while_at_work_lets_it_save(launch, monkeypatch):
+    select(launch, ["a"])
+    states_of(monkeypatch, RunStatus(name="a", phase="running", job="7", is_open=True))
+    asked = []
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(slurm, "call", lambda *argv: asked.append(argv) or done)
+
+    cancel(launch, ["a"])
+
+    assert asked == [("scancel", "--signal=TERM", "7")]
 
 
 def test_who_retries_what_is_still_ending_waits_for_its_end(launch, monkeypatch):

@@ -7,11 +7,13 @@ import subprocess
 from importlib import metadata
 
 import pytest
+from folders import planned_launch
 
+from latentbridge.errors import ConfigError
 from latentbridge.launch import plan as plan_module
-from latentbridge.launch.plan import copy_code, find_launch, make_plan, sweep_drafts, write_launch
-from latentbridge.launch.record import find_target
-from latentbridge.rundir import read_json
+from latentbridge.launch.plan import copy_code, find_launch, make_plan, refresh, sweep_drafts, write_launch
+from latentbridge.launch.record import Launch, find_target
+from latentbridge.rundir import read_json, write_json
 
 SPEC = "name: s\njob: count\ncluster: local\nbudget_gpu_hours: 2.5\nseeds: [4, 5]\nruns: {a: {steps: 4}}"
 
@@ -115,3 +117,23 @@ def test_a_path_may_name_a_launch_or_one_of_its_runs(plan, project):
 
     assert find_target(launch.path)[1] == ["a-s4", "a-s5"]
     assert find_target(launch.path / "a-s5")[1] == ["a-s5"]
+
+
+def test_a_launch_of_an_earlier_version_goes_on_though_this_one_knows_more_settings(project, write_spec):
+    (project / "slurm" / "test.yaml").write_text("executor: slurm\n")
+    spec = "name: s\njob: count\ncluster: test\nruns: {a: {}}\n"
+    write_spec(spec)
+    launch = planned_launch(project)
+    earlier = read_json(launch.path / "plan.json")
+    del earlier["retry"]["hang"], earlier["cluster"]["health_check"]
+    write_json(launch.path / "plan.json", earlier)
+
+    def again(text):
+        write_spec(spec + text)
+        plan = make_plan("spec", cluster=None, settings=[], root=project)
+        return refresh(Launch(launch.path), plan, is_active=True)
+
+    assert again("") == []
+    assert read_json(launch.path / "plan.json") == earlier
+    with pytest.raises(ConfigError, match="retry changed since it was launched"):
+        again("retry: {oom: 7}")

@@ -231,10 +231,13 @@ def test_a_submission_without_an_answer_is_unknown_for_a_while_and_then_to_be_re
     assert phases(Launch(launch.path))["c"] == "planned"
 
 
-def test_a_run_that_was_skipped_when_its_job_began_is_chosen_again_with_the_others(launch, queue):
+@pytest.mark.parametrize("message", [SKIPPED, f"saved at update 7: {SKIPPED}"])
+def test_a_run_that_was_skipped_when_its_job_began_or_saved_is_chosen_again_with_the_others(
+    launch, queue, message
+):
     folder = launch.run("a").folder
     launch.ledger.order(Orders(held={"a": SKIPPED}))
-    folder.mark("STOPPED", {"cause": "cancelled", "message": SKIPPED})
+    folder.mark("STOPPED", {"cause": "cancelled", "message": message})
     assert phases(launch)["a"] == "held"
 
     launch.ledger.order(Orders())

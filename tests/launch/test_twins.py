@@ -258,3 +258,17 @@ def test_without_slurm_a_run_waits_for_the_process_that_works_on_its_twin(make, 
     process.communicate(timeout=60)
     assert process.returncode == 0
     assert second.run("a").folder.read_marker()["taken_from"] == f"{first.name}/a"
+
+
+def test_without_slurm_a_twin_that_cannot_be_read_is_computed_afresh(make, write_spec):
+    first = make(SPEC.format(b=5))
+    for name in ("a", "b"):
+        end(first.run(name), "done")
+    first.run("a").folder.manifest.write_text("{")
+    write_spec(SPEC.format(b=6))
+
+    done = launch_here("spec")
+
+    assert "a is computed afresh: of the same experiment, " in done.stderr
+    (second,) = [path for path in first.path.parent.glob("s_*") if path != first.path]
+    assert steps_of(second / "a") == [1, 2, 3, 4]

@@ -10,6 +10,7 @@ from launching import the_launch, wait_for
 from slurm_launching import archives, attempts_of, is_empty, latentbridge, launch, submitted_times
 
 from latentbridge.config import read_yaml
+from latentbridge.launch.ledger import Ledger
 from latentbridge.launch.record import Launch
 from latentbridge.launch.status import status
 from latentbridge.rundir import RunDir, read_json
@@ -231,3 +232,37 @@ def test_a_setting_that_waits_for_its_siblings_gets_the_winners_value(
     assert last.is_done
     assert read_yaml(last.config).values["lr"] == 0.2
     assert "lr_mid has the lowest loss" in last.read_manifest()["best_of"]["lr"]
+
+
+def test_a_run_that_is_requeued_needs_no_further_job(write_spec, slurm_project, profile, cluster):
+    write_spec("name: s\njob: count\nruns: {a: {steps: 5, fail_at: 3}}")
+    launch("spec")
+    folder = the_launch(slurm_project)
+
+    wait_for(lambda: archives(slurm_project) and is_empty(cluster, folder))
+
+    assert [attempt["cause"] for attempt in attempts_of(folder / "a")] == ["error", "done"]
+    assert len(list(Ledger(folder))) == 2
+
+
+def test_a_run_that_slurm_may_not_requeue_goes_on_at_once_while_others_are_at_work(
+    write_spec, slurm_project, profile, cluster
+):
+    profile(max_parallel=2)
+    write_spec("""
+        name: s
+        job: count
+        runs: {a: {steps: 25, step_s: 0.1, fail_at: 20}, b: {steps: 600, step_s: 0.1}}
+        """)
+    launch("spec")
+    folder = the_launch(slurm_project)
+    wait_for(lambda: (folder / "a" / "count.json").exists() and (folder / "b" / "count.json").exists())
+    place = Ledger(folder).latest()["a"]
+    answer = cluster.run("scontrol", "update", f"JobId={place.task}", "Requeue=0")
+    assert answer.returncode == 0, answer.stderr
+
+    wait_for(lambda: (folder / "a" / "DONE").exists())
+
+    assert [attempt["cause"] for attempt in attempts_of(folder / "a")] == ["error", "done"]
+    assert Ledger(folder).latest()["a"].task != place.task
+    assert not (folder / "b" / "DONE").exists()

@@ -152,6 +152,29 @@ def test_who_cancels_all_jobs_gets_no_new_ones(write_spec, slurm_project, profil
     assert len(list(Ledger(folder))) == 2, "what was submitted at first, and the job that comes last"
 
 
+def test_behind_other_work_that_fills_the_queue_the_launch_goes_on_when_there_is_room(
+    write_spec, slurm_project, profile, cluster
+):
+    write_spec("name: s\njob: count\nseeds: [1, 2, 3]\nruns: {a: {steps: 2}}")
+    hold = ["sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true"]
+    with submit_limit(cluster, 4):
+        others = [cluster.run(*hold).stdout.strip() for _ in range(4)]
+        full = launch("spec")
+        cluster.run("scancel", others.pop())
+        a_place = launch("spec")
+        folder = the_launch(slurm_project)
+        (last,) = [submission for submission in Ledger(folder) if submission.job_id]
+        cluster.run("scancel", *others)
+        cluster.run("scontrol", "update", f"JobId={last.job_id}", "StartTime=now")
+        wait_for(lambda: archives(slurm_project) and is_empty(cluster, folder))
+
+    assert (full.returncode, a_place.returncode) == (75, 0)
+    assert "3 runs are not queued, and no job is there to go on" in full.stderr
+    assert "3 more runs start as the limits of site and spec let them" in a_place.stdout
+    assert last.runs == FINISH
+    assert are_done(folder)
+
+
 @pytest.mark.torture
 def test_when_the_job_that_comes_last_was_removed_another_takes_its_place(
     write_spec, slurm_project, profile, cluster

@@ -11,6 +11,7 @@ from typing import Any
 from latentbridge.config import read_yaml
 from latentbridge.launch.node.causes import OOM, Cause, may_retry
 from latentbridge.launch.record import Launch, PlannedRun
+from latentbridge.launch.slurm.text import node_names
 from latentbridge.rundir import RunDir, State, read_json, write_json
 from latentbridge.train.config import backed_off
 
@@ -98,14 +99,28 @@ def close_unbegun(
 ) -> bool:
     """Write down a start that failed before there was an attempt; True if another may follow."""
     attempt, now = run.folder.new_attempt(), time.time()
-    write_json(attempt / "env.json", {"slurm": None, "token": token, "nodes": nodes, "started": now})
+    opened = {"slurm": None, "token": token, "nodes": nodes, "started": now, "began": False}
+    write_json(attempt / "env.json", opened)
     return conclude(launch, run, attempt, Ending(cause=cause, message=message, ended=now))
+
+
+def failed_to_begin_on(run: PlannedRun) -> list[str]:
+    """The nodes on which a run's last start failed before its worker could open an attempt.
+
+    A node without the disk or the interpreter fails its jobs at once, so it is free for the next ones too.
+    """
+    attempts = run.folder.list_attempts()
+    opened = read_opening(attempts[-1]) if attempts else {}
+    return [] if opened.get("began", True) else node_names(opened.get("nodes") or "")
 
 
 def _last_known(run: PlannedRun, attempt: Path) -> tuple[Cause, str] | None:
     """What an attempt without an end left behind that tells its cause."""
     if run.folder.is_done:
         return "done", "finished"
+    marker = run.folder.read_marker()
+    if marker.get("attempt") == attempt.name:
+        return marker["cause"], marker["message"]  # whoever wrote it died before the record
     if (attempt / SIGNALLED).exists():
         note = read_json(attempt / SIGNALLED)
         return note["cause"], note["message"]

@@ -18,7 +18,7 @@ from typing import Any
 from latentbridge.errors import LatentbridgeError, SchedulerError
 from latentbridge.launch.advance import advance, finish_waits, may_free_something
 from latentbridge.launch.node import own_job
-from latentbridge.launch.node.attempt import Ending, close_lost, conclude
+from latentbridge.launch.node.attempt import Ending, close_lost, conclude, failed_to_begin_on
 from latentbridge.launch.node.causes import Cause
 from latentbridge.launch.node.job_log import last_line, words_of
 from latentbridge.launch.record import Launch, PlannedRun
@@ -52,13 +52,14 @@ def close(launch: Launch, run: PlannedRun, token: str, code: int) -> None:
                 "token": token,
                 "nodes": own_job.node_name(),
                 "started": own_job.began(),
+                "began": False,
             },
         )
         again = conclude(
             launch, run, attempt, Ending(cause=cause, message=message, exit_code=code, ended=time.time())
         )
     if again:
-        own_job.requeue(launch, run.resources.nodes)
+        own_job.requeue(launch, run.resources.nodes, beside=failed_to_begin_on(run))
 
 
 def _why_not_begun(launch: Launch, run: PlannedRun, said: str, code: int) -> tuple[Cause, str]:
@@ -97,6 +98,12 @@ def _is_wanted(launch: Launch, run: PlannedRun, token: str) -> bool:
     return may_free_something(launch) or not finish_waits(launch)
 
 
+def _stranded(run: PlannedRun, token: str) -> str | None:
+    """This task, if its run is to go on and yet SLURM will not start it again, for the site forbids that."""
+    ending = _ending(run, token)
+    return own_job.task_id() if ending and ending[1]["again"] and own_job.is_last_start() else None
+
+
 def release(run: PlannedRun, token: str) -> None:
     """Write down until when this job held its GPUs."""
     if ending := _ending(run, token):
@@ -115,8 +122,9 @@ def main() -> None:
         run = own_job.find_run(launch, args.token)
         close(launch, run, args.token, args.code)
         try:
-            if _is_wanted(launch, run, args.token):
-                step = advance(launch, patience_s=PATIENCE_S)
+            stranded = _stranded(run, args.token)
+            if stranded or _is_wanted(launch, run, args.token):
+                step = advance(launch, patience_s=PATIENCE_S, again_after=stranded)
                 for complaint in step.complaints:
                     print(complaint, file=sys.stderr)
         finally:

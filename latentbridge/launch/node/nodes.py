@@ -5,8 +5,9 @@ RUNS/.bad_nodes/<node>.json is one node; a record past its time is ignored.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from latentbridge.rundir import read_json, write_json
 
 FOLDER = ".bad_nodes"
 # of a node that does no work any more; one that drains ends what it has, and gets nothing new anyway
-DEAD_STATES = ("DOWN", "FAIL", "NOT_RESPONDING")
+DEAD_STATES = {"DOWN", "FAIL", "NOT_RESPONDING"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,12 @@ def bad_nodes(runs: Path) -> list[BadNode]:
     return sorted((bad for bad in found if bad.until > time.time()), key=lambda bad: -bad.since)
 
 
-def nodes_to_avoid(launch: Launch, needed: int) -> list[str]:
-    """Bad nodes that a request for `needed` nodes can do without, the latest first.
+def nodes_to_avoid(launch: Launch, needed: int, first: Sequence[str] = ()) -> list[str]:
+    """Bad nodes that a request for `needed` nodes can do without: `first`, then the latest.
 
     One that this cluster does not have would spoil the request; so would leaving out too many.
     """
-    names = [bad.node for bad in bad_nodes(launch.path.parent)]
+    names = list(dict.fromkeys([*first, *(bad.node for bad in bad_nodes(launch.path.parent))]))
     if launch.limits is None:
         return names
     excluded = node_names(launch.cluster.exclude or "")
@@ -64,4 +65,5 @@ def nodes_to_avoid(launch: Launch, needed: int) -> list[str]:
 def dead_among(nodes: str) -> list[str]:
     """Those of a SLURM node list that SLURM itself holds for dead; SchedulerError if it does not say."""
     known = [parse_fields(line) for line in slurm.ask("scontrol", "show", "node", nodes, "--oneliner")]
-    return [node["NodeName"] for node in known if any(word in node["State"] for word in DEAD_STATES)]
+    # by word: a node that is POWERED_DOWN is well
+    return [node["NodeName"] for node in known if DEAD_STATES & {*re.findall(r"\w+", node["State"])}]

@@ -125,20 +125,34 @@ def why_ending(said: str) -> Why | None:
     return None if job["JobState"] == "RUNNING" else Why("cancelled", "by scancel")
 
 
-def requeue(launch: Launch, needed: int, delay_min: int = 0) -> None:
-    """Ask SLURM to start this job again, away from bad nodes; where the site forbids it, `advance` does.
+def requeue(launch: Launch, needed: int, delay_min: int = 0, beside: Sequence[str] = ()) -> bool:
+    """Ask SLURM to start this job again, away from bad nodes; whether it was not refused.
 
-    needed: nodes that it takes;  delay_min: not before so many minutes
+    needed: nodes that it takes;  delay_min: not before so many minutes;  beside: further nodes to avoid
     """
     try:
         slurm.ask("scontrol", "requeue", task_id())
+    except SchedulerError as error:  # for one, SLURM is requeueing it already, or the site forbids it
+        print(error, file=sys.stderr)
+        return False
+    try:
         if delay_min:
             slurm.ask("scontrol", "update", f"JobId={task_id()}", f"StartTime=now+{delay_min}minutes")
-        if avoid := nodes_to_avoid(launch, needed):
+        if avoid := nodes_to_avoid(launch, needed, beside):
             names = ",".join([launch.cluster.exclude, *avoid] if launch.cluster.exclude else avoid)
             slurm.ask("scontrol", "update", f"JobId={task_id()}", f"ExcNodeList={names}")
-    except SchedulerError as error:  # for one, SLURM is requeueing it already
+    except SchedulerError as error:
         print(error, file=sys.stderr)
+    return True
+
+
+def is_last_start() -> bool:
+    """Whether SLURM will not start this job again, for it was never requeued; False where it does not say."""
+    try:
+        (line,) = slurm.ask("scontrol", "show", "job", task_id(), "--oneliner")[:1]
+    except SchedulerError:
+        return False
+    return int(parse_fields(line).get("Restarts", "0")) == restarts()
 
 
 def count_oom_kills() -> tuple[int, bool]:

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 
-from latentbridge.errors import LockedError, SchedulerError
+from latentbridge.errors import LockedError, RunError, SchedulerError
 from latentbridge.job import ATTEMPT_VARIABLE, CHECKPOINTED, LOCK_PATIENCE_S, STOP_REQUEST, die_with_parent
 from latentbridge.launch.account import over_budget
 from latentbridge.launch.node import own_job
@@ -79,15 +79,16 @@ class Worker:
             self.received, self.received_at = number, time.monotonic()
 
     def _lead(self) -> int:
-        try:
-            lock = hold_lock(self.folder.worker_lock, LOCK_PATIENCE_S)
-        except LockedError as error:
-            print(error, file=sys.stderr)
-            return self._blocked()
-        try:
+        with ExitStack() as locks:
+            try:
+                locks.enter_context(hold_lock(self.folder.worker_lock, LOCK_PATIENCE_S))
+                # ranks that a person started have no worker
+                hold_lock(self.folder.rank_lock, LOCK_PATIENCE_S).close()
+            except LockedError as error:
+                print(error, file=sys.stderr)
+                locks.close()
+                return self._blocked()
             return self._attempt()
-        finally:
-            lock.close()
 
     def _blocked(self) -> int:
         """Leave the run to the process that is at it; a later start sees whether that has gone."""
@@ -111,8 +112,9 @@ class Worker:
         return EXIT_STOPPED
 
     def _attempt(self) -> int:
-        if not self._close_silent():
-            return self._leave()  # the attempt that was just closed was the last that its rules allow
+        if not self._close_silent() or self._has_failed():
+            print(f"{self.run.name} has FAILED; `latentbridge retry` brings it back", file=sys.stderr)
+            return self._leave()
         # first: from here on an old marker would tell of what is over
         self.folder.clear_marker()
         attempt = self.folder.new_attempt()
@@ -145,6 +147,13 @@ class Worker:
         self._leave_out_dead(read_opening(attempts[-1]).get("nodes", ""))
         message = "its node died: nobody there could say how it ended"
         return close_lost(self.launch, self.run, "node_fail", message)
+
+    def _has_failed(self) -> bool:
+        """Whether the rules allow no more attempts; SLURM may start a job again while its epilogue speaks."""
+        if self.folder.state != "FAILED":
+            return False
+        last = int(self.folder.read_marker().get("attempt", 0))
+        return last > self.launch.ledger.orders.forgiven.get(self.run.name, 0)
 
     def _leave_out_dead(self, nodes: str) -> None:
         """Have later submissions avoid those of these nodes that SLURM holds for dead."""
@@ -251,7 +260,7 @@ class Worker:
         if self.received is None:
             return None
         # a disk that stumbles is asked again at the next turn
-        with suppress(OSError):
+        with suppress(OSError, RunError):
             if not (attempt / STOP_REQUEST).exists():
                 (attempt / STOP_REQUEST).touch()
             if self.node == 0 and not (attempt / SIGNALLED).exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -14,6 +15,8 @@ JOB_NAME = "lb-"
 WAITING = ("PD", "CF", "RQ", "RH", "RD", "RF", "SE")
 ENDED = ("CD", "CA", "F", "TO", "NF", "OOM", "PR", "DL", "BF", "RV")
 _FIELDS = "%F|%K|%t|%r|%N|%j|%k"
+# a site may have added words of its own
+_TOKEN = re.compile(rf"\b{COMMENT}([0-9a-f]+)")
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,9 @@ def read_queue(uid: int | None = None) -> Queue:
         queue.total += 0 if task.ended else len(indices)
         # a name or comment of other work may hold anything
         name, _, comment = rest.partition("|")
-        if comment.startswith(COMMENT):
+        if token := _TOKEN.search(comment):
             # by token, never by job id alone: a controller that lost its state gives out old ids again
-            job = queue.jobs.setdefault(comment.removeprefix(COMMENT), Job(job_id))
+            job = queue.jobs.setdefault(token[1], Job(job_id))
         elif name.startswith(JOB_NAME):
             job = queue.renamed.setdefault((job_id, name), Job(job_id))
         else:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from latentbridge.errors import LatentbridgeError, LockedError, SchedulerError
+from latentbridge.errors import LatentbridgeError, LockedError, RunError, SchedulerError
 from latentbridge.launch.advance import advance, is_moving
 from latentbridge.launch.record import Launch
 from latentbridge.launch.status import Monitor, RunStatus
@@ -19,6 +19,8 @@ from latentbridge.launch.view.overview import in_words, shortened, totals
 
 EXIT_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 1, 3, 130
 ADVANCE_EVERY_S = 15
+# after SLURM has said no
+REFUSED_PAUSE_S = 60
 BUDGET_NOTE = "the budget is used up: nothing more is submitted"
 # between the end of one run and the start of the next a local launcher has none at work
 LOCAL_PAUSE_S = 15
@@ -62,7 +64,7 @@ class Watcher:
         self._silent_since: float | None = None
         self._step_note = ""
         self._next_step = 0.0
-        # SLURM refused a request, or the budget is used up: asking again would not help
+        # nothing moves, and SLURM refused the rest or the budget is used up: asking again would not help
         self._is_over = False
         self._moved_at = time.monotonic()
 
@@ -85,8 +87,7 @@ class Watcher:
         if not self._something_may_start(states):
             self._step_note = self._step_note if self._is_over else ""
         elif time.monotonic() >= self._next_step:
-            self._take_step()
-            self._next_step = time.monotonic() + ADVANCE_EVERY_S
+            self._next_step = time.monotonic() + self._take_step()
             states = self.monitor.poll()
         return states
 
@@ -106,17 +107,20 @@ class Watcher:
         # who launched with --no-submit does not expect jobs from looking
         return found and any(True for _ in self.launch.ledger)
 
-    def _take_step(self) -> None:
+    def _take_step(self) -> float:
+        """Submit what may start; returns after how many seconds to try again."""
         try:
             step = advance(self.launch)
-        except (LockedError, SchedulerError) as error:
+        except (LockedError, SchedulerError, RunError, OSError) as error:
             self._step_note = f"tried again in {ADVANCE_EVERY_S} s: {error}"
+            return ADVANCE_EVERY_S
         except LatentbridgeError as error:
             self._is_over = True
             self._step_note = f"nothing more is submitted from here: {error}"
-        else:
-            self._is_over = step.over_budget or bool(step.refusals)
-            self._step_note = BUDGET_NOTE if step.over_budget else "; ".join(step.complaints)
+            return ADVANCE_EVERY_S
+        self._is_over = step.has_ended and (step.over_budget or bool(step.refusals))
+        self._step_note = BUDGET_NOTE if step.over_budget else "; ".join(step.complaints)
+        return REFUSED_PAUSE_S if step.is_full or step.refusals else ADVANCE_EVERY_S
 
 
 def exit_code(launch: Launch, states: list[RunStatus]) -> int:

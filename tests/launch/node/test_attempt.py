@@ -11,7 +11,14 @@ import pytest
 from latentbridge.launch.cluster import Resources
 from latentbridge.launch.ledger import Orders
 from latentbridge.launch.node import attempt as attempt_module
-from latentbridge.launch.node.attempt import Ending, close_lost, close_unbegun, conclude, last_sign
+from latentbridge.launch.node.attempt import (
+    Ending,
+    close_lost,
+    close_unbegun,
+    conclude,
+    failed_to_begin_on,
+    last_sign,
+)
 from latentbridge.launch.spec import Retry
 from latentbridge.rundir import RunDir, append_jsonl, read_json, write_json
 
@@ -148,3 +155,23 @@ def test_starts_that_fail_before_there_is_an_attempt_are_judged_like_others(run)
     first = run.folder.list_attempts()[0]
     assert read_json(first / "env.json")["nodes"] == "gpu03"
     assert read_json(first / "exit.json")["token"] == "aa"
+
+
+def test_of_who_died_between_marker_and_record_the_marker_tells_the_cause(run):
+    attempt = run.folder.new_attempt()
+    run.folder.mark("FAILED", {"cause": "error", "message": "ValueError: x", "attempt": attempt.name})
+
+    assert not close_lost(launch_with(error=0), run, "node_fail", "its node died")
+
+    record = read_json(attempt / "exit.json")
+    assert (record["cause"], record["message"], record["again"]) == ("error", "ValueError: x", False)
+
+
+def test_only_a_start_that_opened_no_attempt_failed_to_begin_on_its_nodes(run):
+    assert failed_to_begin_on(run) == []
+    close_unbegun(launch_with(), run, "aa", "error", "no such interpreter", "gpu[03-04]")
+    assert failed_to_begin_on(run) == ["gpu03", "gpu04"]
+
+    end(launch_with(), run, "error")
+
+    assert failed_to_begin_on(run) == []

@@ -23,7 +23,7 @@ AFTERWORD = "srun: error: gpu01: task 0: Exited with exit code 1\n"
 @pytest.fixture
 def close_after(tmp_path, monkeypatch):
     """Close run `a` of job 7 after it said this and srun returned that; returns its folder."""
-    monkeypatch.setattr(own_job, "requeue", lambda launch, needed: None)
+    monkeypatch.setattr(own_job, "requeue", lambda launch, needed, beside: None)
     monkeypatch.setattr(own_job, "why_ending", lambda said: None)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
@@ -141,3 +141,25 @@ def test_the_end_of_a_job_lets_others_start_but_for_one_that_was_cancelled(
     monkeypatch.setattr(epilogue, "finish_waits", lambda launch: waits)
 
     assert epilogue._is_wanted(None, None, "token") == wanted
+
+
+@pytest.mark.parametrize(
+    ("again", "is_last", "stranded"), [(True, True, "7"), (True, False, None), (False, True, None)]
+)
+def test_a_run_that_the_site_will_not_start_again_is_stranded(monkeypatch, again, is_last, stranded):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    monkeypatch.setattr(epilogue, "_ending", lambda run, token: (None, {"cause": "timeout", "again": again}))
+    monkeypatch.setattr(own_job, "is_last_start", lambda: is_last)
+
+    assert epilogue._stranded(None, "token") == stranded
+
+
+def test_a_start_that_failed_on_a_node_is_repeated_elsewhere(close_after, monkeypatch):
+    asked = []
+    monkeypatch.setattr(own_job, "requeue", lambda launch, needed, beside: asked.append(beside))
+    monkeypatch.setenv("SLURMD_NODENAME", "gpu03")
+
+    close_after("no such interpreter\n", 2, opened=False)
+
+    assert asked == [["gpu03"]]

@@ -66,9 +66,11 @@ def test_dead_nodes_are_those_that_slurm_lost_and_not_those_that_drain(tmp_path,
         echo 'NodeName=gpu01 Arch=x86_64 State=DOWN+NOT_RESPONDING Reason=Not responding [root@now]'
         echo 'NodeName=gpu02 Arch=x86_64 State=MIXED+PLANNED ThreadsPerCore=1 Comment=was DOWN'
         echo 'NodeName=gpu03 Arch=x86_64 State=MIXED+DRAIN'
+        echo 'NodeName=gpu04 Arch=x86_64 State=IDLE+POWERED_DOWN'
+        echo 'NodeName=gpu05 Arch=x86_64 State=DOWN*+DRAIN'
         """
     )
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
 
-    assert dead_among("gpu[01-03]") == ["gpu01"]
+    assert dead_among("gpu[01-05]") == ["gpu01", "gpu05"]

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from latentbridge.launch.node.own_job import find_attempt, requeue, why_ending, why_signalled
+from latentbridge.launch.node.own_job import (
+    find_attempt,
+    is_last_start,
+    requeue,
+    why_ending,
+    why_signalled,
+)
 from latentbridge.rundir import RunDir, write_json
 
 RUNNING = "JobId=7 JobState=RUNNING Reason=None Requeue=1 Restarts=1 TimeLimit=00:10:00"
@@ -77,7 +83,7 @@ def test_a_job_that_nobody_ends_has_no_reason_to(scontrol, job, cause):
 def test_where_the_site_forbids_to_requeue_the_worker_says_so_and_leaves(scontrol, capsys):
     asked = scontrol("", code=1)
 
-    requeue(None, needed=1)
+    assert not requeue(None, needed=1)
 
     assert asked.read_text() == "requeue 7\n"
     assert "scontrol failed" in capsys.readouterr().err
@@ -96,3 +102,10 @@ def test_a_node_that_is_back_by_the_time_slurm_is_asked_is_told_by_the_log(scont
     why = why_signalled(False, said)
 
     assert (why.cause, list(why.lost)) == ("node_fail", lost)
+
+
+@pytest.mark.parametrize(("restarts", "code", "last"), [(1, 0, True), (2, 0, False), (1, 1, False)])
+def test_a_job_that_was_not_requeued_is_not_started_again(scontrol, restarts, code, last):
+    scontrol(COMPLETING.replace("Restarts=1", f"Restarts={restarts}"), code=code)
+
+    assert is_last_start() == last

@@ -12,9 +12,12 @@ import pytest
 from launching import steps_of, wait_for
 from mishaps import MISHAP_JOB
 
-from latentbridge.errors import SchedulerError
+from latentbridge.errors import RunError, SchedulerError
+from latentbridge.job import STOP_REQUEST
 from latentbridge.launch import launcher
+from latentbridge.launch.ledger import Orders
 from latentbridge.launch.node import own_job
+from latentbridge.launch.node.attempt import Ending, conclude
 from latentbridge.launch.node.worker import Worker
 from latentbridge.launch.plan import make_plan
 from latentbridge.launch.spec import Retry
@@ -257,6 +260,43 @@ def test_a_run_that_another_process_is_at_is_left_to_it_a_few_times_and_then_for
     assert asked == [{"delay_min": 5}]
     assert own_job.has_left(slurm_worker.launch, "aa", "7", now=True)
     assert slurm_worker.folder.list_attempts() == []
+
+
+def test_a_run_that_somebody_trains_by_hand_is_left_to_them(slurm_worker, monkeypatch):
+    asked = []
+    monkeypatch.setattr("latentbridge.launch.node.worker.LOCK_PATIENCE_S", 0)
+    monkeypatch.setattr(own_job, "requeue", lambda *words, **delay: asked.append(delay))
+    with hold_lock(slurm_worker.folder.rank_lock, 0):
+        assert slurm_worker._lead() == EXIT_STOPPED
+
+    assert asked == [{"delay_min": 5}]
+    assert slurm_worker.folder.list_attempts() == []
+    hold_lock(slurm_worker.folder.worker_lock, 0).close()
+
+
+def test_a_run_that_has_failed_is_not_gone_on_with_by_a_job_that_slurm_starts_again(slurm_worker):
+    ending = Ending(cause="refused", message="ConfigError: x", ended=1060.0)
+    conclude(slurm_worker.launch, slurm_worker.run, slurm_worker.folder.new_attempt(), ending)
+
+    assert slurm_worker._lead() == EXIT_FAILED
+
+    assert slurm_worker.folder.state == "FAILED"
+    assert len(slurm_worker.folder.list_attempts()) == 1
+    slurm_worker.launch.ledger.order(Orders(forgiven={"a": 1}))
+    assert not slurm_worker._has_failed(), "somebody brought it back"
+
+
+def test_a_signal_counts_though_a_file_cannot_be_read(slurm_worker, monkeypatch):
+    attempt = slurm_worker.folder.new_attempt()
+    slurm_worker.received, slurm_worker.received_at = signal.SIGTERM, 1000.0
+
+    def damaged(attempt):
+        raise RunError("orders.json: cannot be read as JSON")
+
+    monkeypatch.setattr(slurm_worker, "_note_signal", damaged)
+
+    assert slurm_worker._stop_by(attempt) > 1000.0
+    assert (attempt / STOP_REQUEST).exists()
 
 
 def test_a_start_that_closes_the_last_attempt_that_was_allowed_opens_none_and_says_so(plan, slurm_worker):

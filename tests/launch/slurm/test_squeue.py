@@ -12,7 +12,7 @@ LINES = [
     "12|0-2,7%2|PD|JobArrayTaskLimit,None||lb-s_1|latentbridge:aa",
     "12|3|R|None|gpu01|lb-s_1|latentbridge:aa",
     "12|4|CD|None|gpu02|lb-s_1|latentbridge:aa",
-    "13|N/A|R|None|gpu03|lb-s_1|latentbridge:bb",
+    "13|N/A|R|None|gpu03|lb-s_1|site=x latentbridge:bb; gres=y",
     "14|0-9|PD|Priority||my|job|somebody's own | comment",
     "that has a | second line",
     "15|0-1|R|None|gpu04|lb-s_1|put there by the site",

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from folders import begin, end, planned_launch
 
-from latentbridge.errors import LockedError, PreflightError, SchedulerError
+from latentbridge.errors import LockedError, PreflightError, RunError, SchedulerError
 from latentbridge.launch import status
 from latentbridge.launch.advance import Advance
 from latentbridge.launch.ledger import Orders
@@ -55,12 +55,13 @@ class FakeAdvance:
 
     def __init__(self):
         self.calls, self.error, self.over_budget = 0, None, False
+        self.states, self.refusals = [], []
 
     def __call__(self, launch):
         self.calls += 1
         if self.error:
             raise self.error
-        return Advance([], over_budget=self.over_budget)
+        return Advance(self.states, over_budget=self.over_budget, refusals=self.refusals)
 
 
 @pytest.fixture
@@ -223,3 +224,29 @@ def test_without_slurm_a_pause_between_runs_is_no_end(local_launch, monkeypatch)
     monkeypatch.setattr(watch, "LOCAL_PAUSE_S", -1)
 
     assert watcher.has_ended(watcher.look()), "its launcher is gone"
+
+
+def test_a_refusal_of_one_run_does_not_end_the_watch_over_the_others(
+    slurm_launch, slurm, advance, monkeypatch
+):
+    advance.states = [RunStatus(name="a", phase="running"), RunStatus(name="c", phase="planned")]
+    advance.refusals = [PreflightError("sbatch refused: Invalid qos")]
+    watcher = Watcher(slurm_launch)
+    now = time.monotonic()
+    watcher.look()
+    watcher.look()
+    assert advance.calls == 1, "SLURM has just said no"
+
+    monkeypatch.setattr(time, "monotonic", lambda: now + watch.REFUSED_PAUSE_S + 1)
+
+    assert not watcher.has_ended(watcher.look())
+    assert advance.calls == 2 and "Invalid qos" in watcher.note
+
+
+@pytest.mark.parametrize("error", [OSError(116, "Stale file handle"), RunError("x.json: damaged")])
+def test_a_disk_that_stumbles_does_not_end_the_watch(slurm_launch, slurm, advance, error):
+    advance.error = error
+    watcher = Watcher(slurm_launch)
+
+    assert not watcher.has_ended(watcher.look())
+    assert "tried again in" in watcher.note
