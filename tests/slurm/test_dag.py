@@ -261,7 +261,7 @@ def test_a_run_that_slurm_may_not_requeue_goes_on_at_once_while_others_are_at_wo
     answer = cluster.run("scontrol", "update", f"JobId={place.task}", "Requeue=0")
     assert answer.returncode == 0, answer.stderr
 
-    wait_for(lambda: (folder / "a" / "DONE").exists())
+    wait_for(lambda: len(attempts_of(folder / "a")) == 2)
 
     assert [attempt["cause"] for attempt in attempts_of(folder / "a")] == ["error", "done"]
     assert Ledger(folder).latest()["a"].task != place.task
