@@ -4,6 +4,7 @@ LatentbridgeError
 ├── ConfigError         a file says something impossible             exit code 2
 ├── PreflightError      the plan is sound, but cannot run here       exit code 2
 ├── RunError            a run folder or checkpoint is not what its name promises   exit code 1
+│   └── DamageError     one of its files is missing, or holds something else
 ├── SchedulerError      SLURM refused or could not be reached        exit code 75
 └── LockedError         another launcher holds this launch           exit code 75
 """
@@ -33,6 +34,10 @@ class RunError(LatentbridgeError):
     """A run folder, archive or checkpoint is missing, damaged or of another run."""
 
     exit_code = 1
+
+
+class DamageError(RunError):
+    """A file of a run, as opposed to the disk that it is on, is not what it should be."""
 
 
 class SchedulerError(LatentbridgeError):

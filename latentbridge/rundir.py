@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, NamedTuple
 
-from latentbridge.errors import LockedError, RunError
+from latentbridge.errors import DamageError, LockedError, RunError
 
 State = Literal["DONE", "FAILED", "STOPPED"]
 STATES: tuple[State, ...] = ("DONE", "FAILED", "STOPPED")
@@ -85,13 +85,18 @@ def write_json(path: Path, record: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON document; RunError names the file where it is missing or damaged."""
+    """Read one JSON document; DamageError names the file where it is missing or damaged.
+
+    RunError where the disk does not give it.
+    """
     try:
         return json.loads(_read_text(path))
     except FileNotFoundError:
-        raise RunError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: cannot be read as JSON ({error})") from None
+        raise DamageError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise DamageError(f"{path}: cannot be read as JSON ({error})") from None
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error})") from None
 
 
 def _read_text(path: Path) -> str:

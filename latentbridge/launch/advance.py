@@ -25,7 +25,7 @@ from latentbridge.launch.submit import (
     submit_array,
     submit_finish,
 )
-from latentbridge.launch.twins import take_over
+from latentbridge.launch.twins import say_damaged, take_over
 
 LOCK = "ledger/lock"
 
@@ -82,18 +82,18 @@ def advance(
         monitor = Monitor(launch)
         states, queue = _poll(monitor, wait=by_user)
         held.check()
-        taken, unreadable = _take_over(launch, states)
+        warnings: list[str] = []
         changes = [
             settle_open(launch, queue),
             _close_silent(launch, states),
             _hold_cancelled(launch, states),
-            taken,
+            _take_over(launch, states, warnings),
         ]
         if any(changes):
             states = monitor.poll(queue)
-        startable = [state.name for state in states if _may_start(state, by_user) or state.name in unreadable]
-        ready = [launch.runs[name] for name in startable]
-        step = Advance(states, left=len(ready), warnings=list(unreadable.values()))
+        ready = [launch.runs[state.name] for state in states if _may_start(state, by_user)]
+        warnings += [text for run in ready for text in say_damaged(run)]
+        step = Advance(states, left=len(ready), warnings=warnings)
         budget = launch.budget_gpu_hours
         step.over_budget = budget is not None and sum(state.gpu_hours for state in states) >= budget
         if not step.over_budget:
@@ -164,16 +164,16 @@ def _hold_cancelled(launch: Launch, states: list[RunStatus]) -> bool:
     return bool(found)
 
 
-def _take_over(launch: Launch, states: list[RunStatus]) -> tuple[bool, dict[str, str]]:
-    """Take over what twins have done; whether there was any, and by run why its twin cannot be read."""
-    taken, unreadable = False, {}
+def _take_over(launch: Launch, states: list[RunStatus], warnings: list[str]) -> bool:
+    """Take over what twins have done; True if there was any. What a disk does not give is asked for again."""
+    taken = False
     for state in states:
         if state.twin:
             try:
                 taken |= take_over(launch.runs[state.name])
             except (OSError, RunError) as error:
-                unreadable[state.name] = f"{state.name} is computed afresh: of {state.twin}, {error}"
-    return taken, unreadable
+                warnings.append(f"{state.name}: {state.twin} could not be taken over: {error}")
+    return taken
 
 
 def _may_start(state: RunStatus, by_user: bool) -> bool:
@@ -248,10 +248,27 @@ def _raise_throttle(launch: Launch, queue: Queue, capacity: int) -> int:
 
 
 def _room(launch: Launch, queue: Queue) -> int:
-    """Jobs and array tasks that may be added to the queue; one place is kept for the finishing job."""
+    """Jobs and array tasks that may be added to the queue; one place is kept for the finishing job.
+
+    Where that is there already, at work perhaps, it comes back by itself if no other can be queued.
+    """
     limits = launch.limits
     limit = limits.submit_limit(launch.cluster) if limits else launch.cluster.submit_limit
-    return len(launch.runs) if limit is None else max(0, limit - queue.total - 1)
+    if limit is None:
+        return len(launch.runs)
+    if limit < 2:
+        raise PreflightError(
+            "the site lets you queue one job at a time; a launch needs two: a run, and the job that goes on "
+            "when it has ended. Ask the operators for a higher limit, or another account or QOS"
+        )
+    kept = 0 if any(job.alive for job in _finishing(launch, queue)) else 1
+    return max(0, limit - queue.total - kept)
+
+
+def _finishing(launch: Launch, queue: Queue) -> list[Job]:
+    """This launch's jobs that come last, in the queue or remembered; there may be one for a stranded task."""
+    found = [queue.find(s.token, s.job_id, launch.name) for s in launch.ledger if s.runs == (FINISH,)]
+    return [job for job in found if job]
 
 
 def _longest_array(launch: Launch) -> int:
@@ -269,9 +286,7 @@ def _follow_up(launch: Launch, held: Lease, queue: Queue, step: Advance, again_a
     active |= {submission.job_id for submission in step.submitted if submission.job_id}
     others = {state.twin.partition("/")[0] for state in step.states if state.twin}
     active |= {job.job_id for other in others for job in live_jobs(Launch(launch.path.parent / other), queue)}
-    last = launch.ledger.latest().get(FINISH)
-    waiting = last and queue.find(last.submission.token, last.submission.job_id, launch.name)
-    step.is_followed = bool(waiting and any(task.waits for task in waiting.alive))
+    step.is_followed = any(task.waits for job in _finishing(launch, queue) for task in job.alive)
     is_wanted = bool(active) or not (step.has_ended or _settles_soon(step))
     if again_after or (is_wanted and not step.is_followed):
         try:

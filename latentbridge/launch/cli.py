@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from latentbridge.errors import LatentbridgeError, SchedulerError
+from latentbridge.errors import LatentbridgeError, RunError, SchedulerError
 from latentbridge.launch import launcher
 from latentbridge.launch.plan import make_plan
 from latentbridge.launch.record import Launch, find_target
@@ -189,10 +189,16 @@ def _targets(paths: list[Path]) -> dict[Path, tuple[Launch, list[str]]]:
 def _cancel(args: argparse.Namespace) -> int:
     from latentbridge.launch.orders import cancel
 
+    code = 0
     for launch, names in _targets(args.target).values():
-        cancelled = cancel(launch, names)
-        print(f"{launch.name}: cancelled {', '.join(cancelled) or 'nothing: every run had ended'}")
-    return 0
+        try:
+            cancelled = cancel(launch, names)
+        except (RunError, SchedulerError) as error:  # the others are cancelled all the same
+            print(f"{launch.name}: {error}", file=sys.stderr)
+            code = max(code, error.exit_code)
+        else:
+            print(f"{launch.name}: cancelled {', '.join(cancelled) or 'nothing: every run had ended'}")
+    return code
 
 
 def _retry(args: argparse.Namespace) -> int:

@@ -45,7 +45,7 @@ class Cluster(Config):
     # interpreter on the nodes; None: the one that launches
     python: str | None = None
     # jobs and array tasks of this user in the queue at once; None: what accounting says
-    submit_limit: int | None = Field(None, ge=1)
+    submit_limit: int | None = Field(None, ge=2)
     # seconds before the time limit at which a run saves and requeues itself
     signal_delay_s: int = Field(120, ge=15)
     environment: dict[str, str] = {}

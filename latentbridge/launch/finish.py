@@ -6,6 +6,7 @@ python -m latentbridge.launch.finish LAUNCH          (a SLURM job runs this; loc
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import traceback
@@ -85,7 +86,7 @@ def go_on(launch: Launch) -> bool:
             # a run that left the queue moments ago needs no other job, only a moment
             if time.monotonic() > unknown_until:
                 return _come_back(launch, step)
-            if step.refusals or step.is_full:
+            if step.complaints or step.is_full:
                 time.sleep(REFUSED_PAUSE_S)
         time.sleep(POLL_S)
 
@@ -95,6 +96,8 @@ def _come_back(launch: Launch, step: Advance) -> bool:
     unclear = [f"{state.name}: {state.detail}" for state in step.states if state.phase == "unknown"]
     if unclear and not step.left and restarts() >= MOST_RETURNS:
         raise RunError(f"{launch.path}: nobody can tell what became of {'; '.join(unclear)}")
+    # SLURM ends what it requeues at once, and there is more to ask
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if not requeue(launch, needed=1, delay_min=COME_BACK_MIN):
         raise SchedulerError(
             f"{launch.path}: not all runs have ended, and SLURM takes no job that goes on; run the launch "

@@ -21,7 +21,7 @@ from latentbridge.launch.node.torchrun import SAVE_GRACE_S
 from latentbridge.launch.node.worker import EXIT_AGAIN
 from latentbridge.launch.record import Launch, PlannedRun, settle_config
 from latentbridge.launch.status import WORKER_LOG
-from latentbridge.launch.twins import take_over
+from latentbridge.launch.twins import say_damaged, take_over
 
 
 class LocalPool:
@@ -43,8 +43,6 @@ class LocalPool:
         self.interrupts = 0
         # why runs could not start, or not from what there is
         self.refusals: list[str] = []
-        # runs whose twins cannot be read
-        self._unreadable: set[str] = set()
 
     def run(self, watch: Callable[[LocalPool], None]) -> None:
         """Work until nothing is pending; `watch` is called every 0.2 s. Ctrl-C saves and stops, two kill."""
@@ -78,16 +76,15 @@ class LocalPool:
             self._wait_for_all(0)
 
     def _take_over(self) -> None:
-        self.pending = [run for run in self.pending if not (run.twins and self._has_taken(run))]
+        self.pending = [run for run in self.pending if not (run.twins and self._has_end(run))]
 
-    def _has_taken(self, run: PlannedRun) -> bool:
+    def _has_end(self, run: PlannedRun) -> bool:
+        """Whether there is nothing left to do for a run with twins: it was taken over, or cannot be now."""
         try:
             return take_over(run)
-        except (OSError, RunError) as error:
-            if run.name not in self._unreadable:
-                self.refusals.append(f"{run.name} is computed afresh: of the same experiment, {error}")
-            self._unreadable.add(run.name)
-            return False
+        except (OSError, RunError) as error:  # the others go on
+            self.refusals.append(f"{run.name}: what {run.twins[0].path} has could not be taken over: {error}")
+            return True
 
     def _start_ready(self) -> None:
         for slot in range(self.parallel):
@@ -103,6 +100,7 @@ class LocalPool:
             except RunError as refusal:  # what it refers to has no value; the others go on
                 self.refusals.append(str(refusal))
             else:
+                self.refusals += say_damaged(ready)
                 self.working[slot] = (ready, self._start(ready, slot))
 
     def _may_start(self, run: PlannedRun) -> bool:

@@ -77,8 +77,10 @@ def cancel(launch: Launch, names: Sequence[str]) -> list[str]:
     here = [folder for folder in at_work if not states[folder.name].job]
     by_hand = []
     for folder in here:
-        if states[folder.name].is_open:
-            (folder.list_attempts()[-1] / STOP_REQUEST).touch()
+        # looked at anew: a worker that opened an attempt since may have read the orders before ours
+        attempts = folder.list_attempts()
+        if attempts and not (attempts[-1] / "exit.json").exists():
+            (attempts[-1] / STOP_REQUEST).touch()
         elif not _has_worker(folder):
             by_hand.append(folder.name)
     if by_hand:

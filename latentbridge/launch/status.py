@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from latentbridge.errors import ConfigError, RunError, SchedulerError
+from latentbridge.errors import ConfigError, DamageError, RunError, SchedulerError
 from latentbridge.launch.account import HOUR_S, gpu_hours
 from latentbridge.launch.ledger import NO_ANSWER, SKIPPED, Orders, Place, Submission
 from latentbridge.launch.node.attempt import ranks_of, silent_for
@@ -26,6 +25,7 @@ from latentbridge.launch.slurm import sacct
 from latentbridge.launch.slurm.limits import cluster_name
 from latentbridge.launch.slurm.squeue import Job, Queue, Task, read_queue
 from latentbridge.launch.submit import ANSWER_PATIENCE_S
+from latentbridge.launch.twins import is_sound
 from latentbridge.rundir import RunDir, State, read_json
 
 Phase = Literal[
@@ -50,6 +50,7 @@ TO_GO_ON = ("planned", "waiting", "stopped", "lost", "unknown")
 # of a run without SLURM, inside its launch folder
 WORKER_LOG = "ledger/{run}.worker.log"
 SILENT = "SLURM does not answer"
+JUST_SUBMITTED = "submitted moments ago, no answer yet"
 # ends of jobs before their worker opened an attempt; that somebody cancelled one is none
 FAILED_TO_BEGIN = ("error", "killed", "node_fail", "host_oom", "timeout", "preempted")
 # how squeue and sacct tell of a job whose script or log could not be opened on its node
@@ -67,7 +68,7 @@ class RunStatus:
 
     name: str
     phase: Phase
-    attempts: int = 0
+    attempts: int = 0  # the number of the last one
     step: int = 0
     stage: str = ""  # of a running attempt, with how far it is
     cause: Cause | None = None  # of the last attempt that ended
@@ -215,7 +216,7 @@ class Monitor:
         state = RunStatus(
             name=run.name,
             phase="planned",
-            attempts=len(attempts),
+            attempts=int(attempts[-1].name) if attempts else 0,
             step=folder.last_step(),
             cause=ending.get("cause"),
             detail=str(ending.get("message", "")),
@@ -245,7 +246,8 @@ class Monitor:
             return {"phase": "running", "detail": unseen, "stage": stage_of(run.folder)}
         if held := orders.held.get(run.name):
             return {"phase": "cancelled" if held.startswith("cancelled") else "held", "detail": held}
-        forgiven = len(run.folder.list_attempts()) <= orders.forgiven.get(run.name, -1)
+        last = max((int(attempt.name) for attempt in run.folder.list_attempts()), default=0)
+        forgiven = last <= orders.forgiven.get(run.name, -1)
         if marker and not forgiven:
             told = run.folder.read_marker()
             phase: Phase = "failed" if marker == "FAILED" else "stopped"
@@ -262,7 +264,7 @@ class Monitor:
             return {"phase": "unknown", "detail": SILENT}
         submission = place.submission
         if submission.job_id is None and time.time() - submission.created < ANSWER_PATIENCE_S:
-            return {"phase": "unknown", "detail": "submitted moments ago, no answer yet"}
+            return {"phase": "unknown", "detail": JUST_SUBMITTED}
         if submission.job_id is None and not run.folder.list_attempts():
             return {"phase": "planned", "detail": NO_ANSWER}
         if ending and _is_of(ending, submission):
@@ -318,13 +320,20 @@ class Monitor:
             return {run.name: replace(states[run.name], **silent) for run in fresh}
         launches = {twin.path.parent for run in fresh for twin in run.twins}
         standing: dict[Path, RunStatus] = {}
+        unreadable: dict[Path, str] = {}
         for launch in sorted(launches):
-            # what cannot be read is no twin: it is computed afresh
-            with suppress(OSError, RunError):
+            try:
                 standing |= self._others_of(launch, self.queue)
+            except DamageError:
+                continue
+            except (OSError, RunError) as error:
+                unreadable[launch] = str(error)
         found = {}
         for run in fresh:
             twins = [twin.path for twin in run.twins if twin.path in standing]
+            silent_disk = [unreadable[t.path.parent] for t in run.twins if t.path.parent in unreadable]
+            if not twins and silent_disk:
+                found[run.name] = replace(states[run.name], phase="unknown", detail=silent_disk[0])
             if twins:
                 best = min(twins, key=lambda path: standing[path].phase != "done")
                 place, phase = f"{best.parent.name}/{best.name}", standing[best].phase
@@ -342,10 +351,11 @@ class Monitor:
         goes_on = bool(live_jobs(other.launch, queue))
 
         def is_hopeful(state: RunStatus) -> bool:
-            if state.phase in ("done", *ACTIVE):
+            if state.phase == "done":
+                return is_sound(RunDir(path / state.name))
+            if state.phase in ACTIVE:
                 return True
-            # one that was submitted moments ago, without an answer yet, has no job
-            return state.phase in TO_GO_ON if goes_on else state.phase == "unknown" and not state.job
+            return state.phase in TO_GO_ON if goes_on else state.detail == JUST_SUBMITTED
 
         states = other.poll(queue, asks_accounting=False)
         return {path / state.name: state for state in states if is_hopeful(state)}

@@ -10,6 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
+from latentbridge.errors import DamageError
 from latentbridge.launch.plan import Plan, code_hash, versions
 from latentbridge.launch.record import PLAN, PlannedRun
 from latentbridge.rundir import STATES, RunDir, link_or_copy, read_json, sync_disk
@@ -51,7 +52,7 @@ def take_over(run: PlannedRun) -> bool:
 
     For the holder of the launch's lease. Killed at any point, it is done again.
     """
-    source = next((other for other in run.twins if other.is_done), None)
+    source = next((other for other in run.twins if other.is_done and is_sound(other)), None)
     if source is None or run.folder.is_done:
         return False
     draft = run.folder.path / ".taken"
@@ -72,6 +73,22 @@ def take_over(run: PlannedRun) -> bool:
     sync_disk(run.folder.path)
     run.folder.mark("DONE", source.read_marker() | {"taken_from": place})
     return True
+
+
+def is_sound(other: RunDir) -> bool:
+    """Whether what tells of a run's results is not damaged."""
+    try:
+        other.read_manifest()
+        other.read_marker()
+    except DamageError:
+        return False
+    return True
+
+
+def say_damaged(run: PlannedRun) -> list[str]:
+    """Which twins of a run that starts now had its results, and why they are computed afresh."""
+    damaged = [twin.path for twin in run.twins if twin.is_done and not is_sound(twin)]
+    return [f"{run.name} is computed afresh: {path} is damaged" for path in damaged]
 
 
 def _copy(source: str, target: str) -> None:

@@ -8,11 +8,12 @@ import subprocess
 import time
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from folders import begin, end, planned_launch
 
-from latentbridge.errors import SchedulerError
+from latentbridge.errors import PreflightError, SchedulerError
 from latentbridge.launch import advance as advance_module
 from latentbridge.launch import launcher, slurm, submit
 from latentbridge.launch import status as status_module
@@ -23,6 +24,7 @@ from latentbridge.launch.orders import bring_back, cancel
 from latentbridge.launch.plan import make_plan, write_launch
 from latentbridge.launch.record import Launch
 from latentbridge.launch.slurm.squeue import Job, Queue, Task
+from latentbridge.launch.status import Monitor
 from latentbridge.rundir import hold_lock, read_json, write_json
 
 SPEC = """
@@ -333,23 +335,88 @@ def test_refusals_do_not_pile_up(make_launch, cluster, said):
     assert len(list(Launch(launch.path).ledger)) == len(list((launch.path / "slurm").iterdir())) == once
 
 
-def test_a_twin_that_cannot_be_read_stops_nobody_and_is_computed_afresh(make_launch, cluster):
-    first = make_launch("name: s\njob: count\ncluster: test\nruns: {a: {}, b: {steps: 4}}")
-    for name in ("a", "b"):
-        end(first.run(name), "done")
-    first.run("a").folder.manifest.write_text("{")
+@pytest.fixture
+def twins(make_launch):
+    """A launch of three runs that are done, c after a, and another one of the same."""
+    first = make_launch(
+        "name: s\njob: count\ncluster: test\nruns: {a: {}, b: {steps: 4}, c: {steps: 5}}\nneeds: {c: [a]}"
+    )
+    for run in first.runs.values():
+        (run.folder.path / "train.jsonl").write_text("{}\n")
+        end(run, "done")
     plan = make_plan("spec", cluster=None, settings=[], root=first.path.parents[1])
-    twins = {name: [f"{first.path.name}/{name}"] for name in ("a", "b")}
-    second = write_launch(plan, first.path.parent, ["launch.py"], None, twins)
+    places = {name: [f"{first.path.name}/{name}"] for name in "abc"}
+    return first, write_launch(plan, first.path.parent, ["launch.py"], None, places)
+
+
+def test_a_twin_that_is_damaged_is_computed_afresh_and_what_needs_it_waits(twins, cluster):
+    first, second = twins
+    for name in ("a", "c"):
+        first.run(name).folder.manifest.write_text("{")
 
     step = advance(second)
 
     assert [submission.runs for submission in step.submitted] == [("a",)]
-    assert second.run("b").folder.is_done
-    assert step.warnings == [
-        f"a is computed afresh: of {first.path.name}/a, {first.run('a').folder.manifest}: "
-        "cannot be read as JSON (Expecting property name enclosed in double quotes: line 1 column 2 (char 1))"
-    ]
+    assert {state.name: state.phase for state in step.states} == {"a": "pending", "b": "done", "c": "waiting"}
+    assert step.warnings == [f"a is computed afresh: {first.path}/a is damaged"]
+    assert not (second.path / "a" / "train.jsonl").exists(), "it must not go on from the other's end"
+
+
+def test_a_twin_that_the_disk_does_not_give_now_is_asked_for_again_and_not_computed_twice(
+    twins, cluster, monkeypatch
+):
+    _, second = twins
+    with monkeypatch.context() as patch:
+        patch.setattr(advance_module, "take_over", lambda run: (_ for _ in ()).throw(OSError(5, "I/O error")))
+        step = advance(second)
+    assert (step.num_submitted, len(step.warnings), step.has_ended) == (0, 3, False)
+
+    with monkeypatch.context() as patch:
+        stale = OSError(116, "Stale file handle")
+        patch.setattr(Monitor, "_others_of", lambda *words: (_ for _ in ()).throw(stale))
+        step = advance(second)
+    assert step.num_submitted == 0
+    assert {state.phase for state in step.states} == {"unknown"}
+
+    assert advance(second).has_ended
+
+
+def test_jobs_that_come_last_do_not_pile_up_with_the_tasks_that_are_stranded(make_launch, cluster):
+    launch = make_launch(profile="max_parallel: 9\n")
+    advance(launch)
+    job = launch.ledger.latest()["a-s1"].submission.job_id
+    for task in range(3):
+        advance(launch, again_after=f"{job}_{task}")
+        mine = launch.ledger.latest()[submit.FINISH].submission
+        cluster.queue.jobs[mine.token].tasks = {0: RUNNING}
+        advance(launch)  # the step of that job
+        cluster.queue.jobs[mine.token].tasks = {0: ENDED}
+
+    assert len([submission for submission in launch.ledger if submission.runs == (submit.FINISH,)]) == 4
+
+
+def test_the_last_place_in_the_queue_is_for_a_run_once_the_finishing_job_has_its_own(make_launch, cluster):
+    launch = make_launch(profile="max_parallel: 9\nsubmit_limit: 5\n")
+    cluster.queue.total = 3
+    advance(launch)
+    last = launch.ledger.latest()[submit.FINISH].submission
+    (array,) = [submission for submission in launch.ledger if submission.token != last.token]
+    end(launch.run(array.runs[0]), "done", token=array.token)
+    cluster.queue.jobs[array.token].tasks = {0: ENDED}
+    cluster.queue.jobs[last.token].tasks = {0: RUNNING}
+    cluster.queue.total = 4  # others' three, and the job that comes last, at work
+
+    assert advance(Launch(launch.path)).num_submitted == 1
+
+
+def test_a_limit_of_one_job_is_told_as_what_it_is(make_launch, cluster):
+    launch = make_launch()
+    launch.__dict__["limits"] = SimpleNamespace(
+        submit_limit=lambda cluster: 1, cluster_name=None, max_array_size=9, accounting=False
+    )
+
+    with pytest.raises(PreflightError, match="the site lets you queue one job at a time"):
+        advance(launch)
 
 
 def test_a_job_that_turns_up_after_it_was_given_up_is_cancelled(make_launch, cluster):

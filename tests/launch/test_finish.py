@@ -51,6 +51,7 @@ def requeued(monkeypatch):
     asked, answers = [], [True]
     monkeypatch.setattr(finish_module, "requeue", lambda launch, **words: asked.append(words) or answers[-1])
     monkeypatch.setattr(finish_module, "UNKNOWN_PATIENCE_S", -1)
+    monkeypatch.setattr(finish_module.signal, "signal", lambda number, handler: None)
     return asked, answers
 
 
@@ -71,6 +72,18 @@ def test_where_no_other_job_can_be_queued_this_one_comes_back(launch, steps, req
     steps(step("planned", left=3))
     with pytest.raises(SchedulerError, match="SLURM takes no job that goes on"):
         go_on(launch)
+
+
+def test_after_a_no_slurm_is_not_asked_again_at_once(launch, steps, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(finish_module.time, "sleep", pauses.append)
+    refused = step("running")
+    refused.warnings.append("no job waits for the end of these runs")
+    steps(refused, step("running", is_full=True), step("running"), step("done"))
+
+    assert go_on(launch)
+
+    assert pauses == [30, 0, 30, 0, 0]
 
 
 def test_what_nobody_can_tell_after_many_returns_is_left_to_people(launch, steps, requeued, monkeypatch):

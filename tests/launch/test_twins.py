@@ -260,7 +260,7 @@ def test_without_slurm_a_run_waits_for_the_process_that_works_on_its_twin(make, 
     assert second.run("a").folder.read_marker()["taken_from"] == f"{first.name}/a"
 
 
-def test_without_slurm_a_twin_that_cannot_be_read_is_computed_afresh(make, write_spec):
+def test_without_slurm_a_twin_that_is_damaged_is_computed_afresh(make, write_spec):
     first = make(SPEC.format(b=5))
     for name in ("a", "b"):
         end(first.run(name), "done")
@@ -269,6 +269,6 @@ def test_without_slurm_a_twin_that_cannot_be_read_is_computed_afresh(make, write
 
     done = launch_here("spec")
 
-    assert "a is computed afresh: of the same experiment, " in done.stderr
+    assert f"a is computed afresh: {first.path}/a is damaged" in done.stderr
     (second,) = [path for path in first.path.parent.glob("s_*") if path != first.path]
     assert steps_of(second / "a") == [1, 2, 3, 4]

@@ -5,6 +5,7 @@ Ranks are started by a stand-in for torchrun (fixture `profile`): the launcher i
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -173,6 +174,37 @@ def test_behind_other_work_that_fills_the_queue_the_launch_goes_on_when_there_is
     assert "3 more runs start as the limits of site and spec let them" in a_place.stdout
     assert last.runs == FINISH
     assert are_done(folder)
+
+
+def test_where_no_other_job_can_be_queued_the_one_that_comes_last_starts_again_itself(
+    write_spec, slurm_project, profile, cluster
+):
+    write_spec("name: s\njob: count\nseeds: [1, 2]\nruns: {a: {steps: 2}}")
+    with submit_limit(cluster, 2):
+        other = cluster.run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true").stdout
+        launch("spec")
+        folder = the_launch(slurm_project)
+        (last,) = [submission.job_id for submission in Ledger(folder) if submission.job_id]
+        code = folder / "code" / "latentbridge" / "launch" / "finish.py"
+        code.write_text(
+            re.sub(r"(?m)^(UNKNOWN_PATIENCE_S|REFUSED_PAUSE_S) = .*", r"\1 = 1", code.read_text())
+        )
+
+        def start_now() -> bool:
+            return cluster.run("scontrol", "update", f"JobId={last}", "StartTime=now").returncode == 0
+
+        def shown(text: str) -> bool:
+            return text in cluster.run("scontrol", "show", "job", last, "--oneliner").stdout
+
+        assert start_now()
+        wait_for(lambda: shown("Restarts=1") and shown("JobState=PENDING Reason=BeginTime"))
+        cluster.run("scancel", other.strip())
+        wait_for(lambda: (start_now() or True) and archives(slurm_project) and is_empty(cluster, folder))
+
+    assert are_done(folder)
+    assert {
+        job for submission in Ledger(folder) if submission.runs == FINISH if (job := submission.job_id)
+    } == {last}
 
 
 @pytest.mark.torture

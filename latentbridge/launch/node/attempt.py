@@ -111,7 +111,10 @@ def failed_to_begin_on(run: PlannedRun) -> list[str]:
     """
     attempts = run.folder.list_attempts()
     opened = read_opening(attempts[-1]) if attempts else {}
-    return [] if opened.get("began", True) else node_names(opened.get("nodes") or "")
+    if opened.get("began", True):
+        return []
+    ended = history(run.folder)[-1:]
+    return node_names(opened.get("nodes") or "") if ended and ended[0]["cause"] in ("error", "killed") else []
 
 
 def _last_known(run: PlannedRun, attempt: Path) -> tuple[Cause, str] | None:

@@ -18,6 +18,8 @@ from latentbridge.launch.slurm.text import node_names, parse_fields
 from latentbridge.rundir import read_json, write_json
 
 FOLDER = ".bad_nodes"
+# on which a job could not begin; on more than these it is the disk's fault, or the profile's
+MOST_SUSPECTS = 3
 # of a node that does no work any more; one that drains ends what it has, and gets nothing new anyway
 DEAD_STATES = {"DOWN", "FAIL", "NOT_RESPONDING"}
 
@@ -53,8 +55,11 @@ def nodes_to_avoid(launch: Launch, needed: int, first: Sequence[str] = ()) -> li
     """Bad nodes that a request for `needed` nodes can do without: `first`, then the latest.
 
     One that this cluster does not have would spoil the request; so would leaving out too many.
+    first: nodes under suspicion, which count only while they are few
     """
-    names = list(dict.fromkeys([*first, *(bad.node for bad in bad_nodes(launch.path.parent))]))
+    suspects = list(dict.fromkeys(first))
+    known = [bad.node for bad in bad_nodes(launch.path.parent)]
+    names = list(dict.fromkeys([*(suspects if len(suspects) <= MOST_SUSPECTS else ()), *known]))
     if launch.limits is None:
         return names
     excluded = node_names(launch.cluster.exclude or "")

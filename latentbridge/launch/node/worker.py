@@ -42,7 +42,8 @@ from latentbridge.rundir import hold_lock, read_json, write_json
 EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, EXIT_AGAIN = 0, 1, 85, 86
 # SLURM looks at time limits twice a minute; what is left of the signal's lead after that is ours
 SLURM_SLACK_S = 30
-JOIN_TIMEOUT_S = LOCK_PATIENCE_S + 60
+# the head may have to wait for two locks
+JOIN_TIMEOUT_S = 2 * LOCK_PATIENCE_S + 60
 # a node whose ranks lost their peers waits so long for word from the others, and they for its verdict
 PEER_PATIENCE_S = 30
 HEALTH_TIMEOUT_S = 120

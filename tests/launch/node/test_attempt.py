@@ -173,5 +173,7 @@ def test_only_a_start_that_opened_no_attempt_failed_to_begin_on_its_nodes(run):
     assert failed_to_begin_on(run) == ["gpu03", "gpu04"]
 
     end(launch_with(), run, "error")
-
     assert failed_to_begin_on(run) == []
+
+    close_unbegun(launch_with(), run, "aa", "preempted", "by a higher one", "gpu05")
+    assert failed_to_begin_on(run) == [], "that is not the node's doing"

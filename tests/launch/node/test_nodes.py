@@ -74,3 +74,10 @@ def test_dead_nodes_are_those_that_slurm_lost_and_not_those_that_drain(tmp_path,
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
 
     assert dead_among("gpu[01-05]") == ["gpu01", "gpu05"]
+
+
+def test_nodes_under_suspicion_go_first_unless_they_are_so_many_that_it_is_the_disk(launch):
+    report(launch, "gpu03")
+
+    assert nodes_to_avoid(launch, needed=1, first=["gpu02"]) == ["gpu02", "gpu03"]
+    assert nodes_to_avoid(launch, needed=1, first=["gpu01", "gpu02", "gpu04", "gpu05"]) == ["gpu03"]
