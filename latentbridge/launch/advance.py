@@ -16,7 +16,7 @@ from latentbridge.launch.ledger import Orders, Submission
 from latentbridge.launch.node.attempt import close_lost, close_unbegun
 from latentbridge.launch.record import Launch, PlannedRun, settle_config
 from latentbridge.launch.slurm.squeue import Job, Queue
-from latentbridge.launch.status import ACTIVE, LOST_AFTER_S, Monitor, RunStatus, live_jobs
+from latentbridge.launch.status import ACTIVE, LOST_AFTER_S, NO_WORD, Monitor, RunStatus, live_jobs
 from latentbridge.launch.submit import (
     FINISH,
     SubmitLimitError,
@@ -145,7 +145,8 @@ def _close_silent(launch: Launch, states: list[RunStatus]) -> bool:
     for state in lost:
         run, cause = launch.runs[state.name], state.cause or "node_fail"
         if state.is_open:
-            close_lost(launch, run, cause, state.detail, up_to=state.attempts)
+            is_told = state.detail != NO_WORD
+            close_lost(launch, run, cause, state.detail, up_to=state.attempts, is_told=is_told)
         else:
             token = launch.ledger.latest()[state.name].submission.token
             close_unbegun(launch, run, token, cause, state.detail, state.nodes)

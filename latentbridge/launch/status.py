@@ -50,6 +50,7 @@ TO_GO_ON = ("planned", "waiting", "stopped", "lost", "unknown")
 # of a run without SLURM, inside its launch folder
 WORKER_LOG = "ledger/{run}.worker.log"
 SILENT = "SLURM does not answer"
+NO_WORD = "it left the queue without a word: killed, or its node died"
 JUST_SUBMITTED = "submitted moments ago, no answer yet"
 # ends of jobs before their worker opened an attempt; that somebody cancelled one is none
 FAILED_TO_BEGIN = ("error", "killed", "node_fail", "host_oom", "timeout", "preempted")
@@ -417,7 +418,7 @@ def _after(state: RunStatus, needs: list[RunStatus]) -> RunStatus:
 def _what_squeue_remembers(task: Task | None) -> dict[str, Any]:
     cause = sacct.CAUSES.get(task.state) if task else None
     if task is None or cause is None:
-        return {"detail": "it left the queue without a word: killed, or its node died"}
+        return {"detail": NO_WORD}
     return {"cause": cause, "detail": f"SLURM: {task.state} {task.reason}".strip()}
 
 

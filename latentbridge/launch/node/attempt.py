@@ -79,16 +79,25 @@ def _back_off(run: PlannedRun, attempt: Path, cause: Cause) -> tuple[bool, str]:
     return True, note
 
 
-def close_lost(launch: Launch, run: PlannedRun, cause: Cause, message: str, up_to: int | None = None) -> bool:
+def close_lost(
+    launch: Launch,
+    run: PlannedRun,
+    cause: Cause,
+    message: str,
+    *,
+    up_to: int | None = None,
+    is_told: bool = False,
+) -> bool:
     """Write down the end of attempts whose worker cannot any more; True if another may follow.
 
     cause, message: of those that left no sign of it themselves;  up_to: the last one that is known to be dead
+    is_told: SLURM says so, which counts for more than what a worker guessed when it was signalled
     """
     again = True
     for attempt in run.folder.list_attempts():
         is_known = up_to is None or int(attempt.name) <= up_to
         if is_known and not (attempt / "exit.json").exists():
-            why, what = _last_known(run, attempt) or (cause, message)
+            why, what = _last_known(run, attempt, believes_guess=not is_told) or (cause, message)
             ending = Ending(cause=why, message=what, ended=last_sign(attempt))
             again = conclude(launch, run, attempt, ending)
     return again
@@ -117,7 +126,7 @@ def failed_to_begin_on(run: PlannedRun) -> list[str]:
     return node_names(opened.get("nodes") or "") if ended and ended[0]["cause"] in ("error", "killed") else []
 
 
-def _last_known(run: PlannedRun, attempt: Path) -> tuple[Cause, str] | None:
+def _last_known(run: PlannedRun, attempt: Path, believes_guess: bool) -> tuple[Cause, str] | None:
     """What an attempt without an end left behind that tells its cause."""
     if run.folder.is_done:
         return "done", "finished"
@@ -126,7 +135,8 @@ def _last_known(run: PlannedRun, attempt: Path) -> tuple[Cause, str] | None:
         return marker["cause"], marker["message"]  # whoever wrote it died before the record
     if (attempt / SIGNALLED).exists():
         note = read_json(attempt / SIGNALLED)
-        return note["cause"], note["message"]
+        if believes_guess or not note.get("is_guess"):
+            return note["cause"], note["message"]
     return None
 
 

@@ -280,16 +280,17 @@ class Worker:
             self._write_signal(attempt, "stopped", "asked to stop")
         else:
             likely: Cause = "timeout" if warned else "preempted"
-            self._write_signal(attempt, likely, f"signal {self.received}; SLURM has not said why")
+            said_nothing = f"signal {self.received}; SLURM has not said why"
+            self._write_signal(attempt, likely, said_nothing, is_guess=True)
             said = words_of(self.launch.path, self.token, own_job.task_id()) if self.token else ""
             with suppress(SchedulerError):
                 why = own_job.why_signalled(warned, said)
                 self._report_bad(why.lost, "SLURM lost it")
                 self._write_signal(attempt, why.cause, why.message)
 
-    def _write_signal(self, attempt: Path, cause: Cause, message: str) -> None:
-        note = {"signal": self.received, "cause": cause, "message": message, "at": time.time()}
-        write_json(attempt / SIGNALLED, note)
+    def _write_signal(self, attempt: Path, cause: Cause, message: str, is_guess: bool = False) -> None:
+        note = {"signal": self.received, "cause": cause, "message": message, "is_guess": is_guess}
+        write_json(attempt / SIGNALLED, note | {"at": time.time()})
 
     def _cause(self, attempt: Path, exit_code: int) -> tuple[Cause, str]:
         if self.folder.is_done:

@@ -177,3 +177,17 @@ def test_only_a_start_that_opened_no_attempt_failed_to_begin_on_its_nodes(run):
 
     close_unbegun(launch_with(), run, "aa", "preempted", "by a higher one", "gpu05")
     assert failed_to_begin_on(run) == [], "that is not the node's doing"
+
+
+@pytest.mark.parametrize(
+    ("is_guess", "is_told", "cause"),
+    [(True, True, "killed"), (True, False, "preempted"), (False, True, "preempted")],
+)
+def test_the_word_of_slurm_counts_for_more_than_what_a_worker_guessed(run, is_guess, is_told, cause):
+    attempt = run.folder.new_attempt()
+    note = {"signal": 15, "cause": "preempted", "message": "signal 15", "is_guess": is_guess}
+    write_json(attempt / "signal.json", note)
+
+    close_lost(launch_with(), run, "killed", "SLURM: F JobLaunchFailure", is_told=is_told)
+
+    assert read_json(attempt / "exit.json")["cause"] == cause
