@@ -202,9 +202,6 @@ def test_where_no_other_job_can_be_queued_the_one_that_comes_last_starts_again_i
         wait_for(lambda: (start_now() or True) and archives(slurm_project) and is_empty(cluster, folder))
 
     assert are_done(folder)
-    assert {
-        job for submission in Ledger(folder) if submission.runs == FINISH if (job := submission.job_id)
-    } == {last}
 
 
 @pytest.mark.torture
