@@ -176,6 +176,7 @@ def test_behind_other_work_that_fills_the_queue_the_launch_goes_on_when_there_is
     assert are_done(folder)
 
 
+@pytest.mark.torture
 def test_where_no_other_job_can_be_queued_the_one_that_comes_last_starts_again_itself(
     write_spec, slurm_project, profile, cluster
 ):
