@@ -11,8 +11,9 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from gpus import describe_and_list
 
 ROOT = Path(__file__).parents[1]
 
@@ -104,14 +105,7 @@ def report(launch: Path) -> None:
 
 def main() -> None:
     """Launch, wait, report; exit code 1 if a run did not get done."""
-    listing = subprocess.run(
-        ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    gpus = listing.stdout.strip().splitlines()
-    print(f"{len(gpus)} x {gpus[0]}, {time.strftime('%Y-%m-%d')}")
+    gpus = describe_and_list(__doc__)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_project(folder, len(gpus))

@@ -19,6 +19,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from gpus import describe_and_list
+
 from latentbridge.rundir import RunDir, read_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -121,24 +123,26 @@ def weights(run: RunDir) -> str:
     return hashlib.sha256((run.checkpoints / "best" / "model.safetensors").read_bytes()).hexdigest()
 
 
+EQUAL = "weights and all losses equal to the last bit"
+
+
 def compare(one: RunDir, other: RunDir) -> str:
     """Weights and losses of two runs of one config, in words."""
     a, b = losses(one), losses(other)
     first = next((step for step in a if a[step] != b[step]), None)
-    if first is None and weights(one) == weights(other):
-        return "weights and all losses equal to the last bit"
+    if first is None:
+        return EQUAL if weights(one) == weights(other) else "all losses equal, and yet the weights differ"
     apart = max(abs(a[s][k] - b[s][k]) / max(abs(a[s][k]), 1e-9) for s in a for k in a[s])
     return f"losses differ from update {first} on, by at most {apart:.2e} of their value"
 
 
 def main() -> None:
-    """Launch three times, compare, report."""
-    listing = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    gpus = subprocess.run(listing, capture_output=True, text=True, check=True).stdout.strip().splitlines()
-    print(f"{len(gpus)} x {gpus[0]}, {time.strftime('%Y-%m-%d')}", flush=True)
+    """Launch three times, compare, report; exit code 1 where interruptions change more than chance does."""
+    gpus = describe_and_list(__doc__)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_project(folder, len(gpus))
+        found = {}
         for launched in ("peace", "interrupted", "again"):
             began = time.monotonic()
             if launched == "interrupted":
@@ -151,7 +155,9 @@ def main() -> None:
             if not run.is_done:
                 raise SystemExit((folder / f"{launched}.log").read_text()[-3000:])
             if launched != "peace":
-                print(f"{launched} beside peace: {compare(run_of(folder, 'peace'), run)}", flush=True)
+                found[launched] = compare(run_of(folder, "peace"), run)
+                print(f"{launched} beside peace: {found[launched]}", flush=True)
+    raise SystemExit(found["interrupted"] != EQUAL and found["again"] == EQUAL)
 
 
 if __name__ == "__main__":
