@@ -7,15 +7,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from latentbridge.config import config_id, load
+from latentbridge.config import Origin, Tree, build, config_id, load, read_yaml
 from latentbridge.launch.cli import main
 from latentbridge.launch.plan import make_plan
 from latentbridge.launch.preserve import verify
 from latentbridge.pretrain.config import PretrainConfig
 from latentbridge.rundir import read_json
+from latentbridge.translator.config import TranslatorConfig
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -59,13 +61,20 @@ def test_summarize_eval_jsonl_answers_help_by_both_of_its_names():
         assert "usage" in done.stdout
 
 
+def id_today(settings: dict[str, Any]) -> str:
+    """Id of a cell as it was written then: settings that exist only since have their defaults."""
+    tree = Tree(settings, {(): Origin("archive", 0)})
+    return config_id("translator", build(TranslatorConfig, tree))
+
+
 @pytest.mark.parametrize("name", ["forward_16", "reverse_16"])
 def test_the_bundled_bridges_come_from_the_config_that_ships(name):
     plan = make_plan("bridges", cluster=None, settings=[], root=ROOT)
     folder = ROOT / "latentbridge" / "data" / "assets" / "bridges" / name
     origin = read_json(folder / "provenance.json")
 
-    assert origin["config_id"] == next(cell.id for cell in plan.cells if cell.name == name)
+    assert origin["config_id"] == config_id("translator", origin["config"])
+    assert id_today(origin["config"]) == next(cell.id for cell in plan.cells if cell.name == name)
     assert origin["sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 
@@ -83,10 +92,9 @@ def test_the_preserved_result_of_the_readme_verifies_and_is_of_the_spec_that_shi
     archive = ROOT / "preserved_data" / "demo_gpu_20261122_121246"
 
     assert verify(archive) == []
-    assert (
-        read_json(archive / "plan.json")["id"]
-        == make_plan("demo_gpu", cluster=None, settings=[], root=ROOT).id
-    )
+    plan = make_plan("demo_gpu", cluster=None, settings=[], root=ROOT)
+    archived = [id_today(read_yaml(path).values) for path in archive.glob("*/config.yaml")]
+    assert sorted(archived) == sorted(cell.id for cell in plan.cells)
 
 
 def test_the_spec_of_the_readme_can_be_launched(tmp_path):

@@ -1,28 +1,22 @@
-"""Causal language models as we use them: read text, read embeddings, answer greedily; never trained here.
+"""Causal language models as we use them: read text, read embeddings; never trained here.
 
 Padding is always explicit: what a model reads next is padded on the left, what it is scored on, on the right.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from latentbridge.data.assets import resolve_model
 from latentbridge.errors import ConfigError, PreflightError
-
-# a completed answer line ends a reply; pretrained models go on to invent the next question
-_ANSWER_LINE = re.compile(r"#### -?[0-9.,]+(?=\n)")
-# asking the device whether all rows have ended stalls it, so ask seldom
-_STEPS_BETWEEN_CHECKS = 8
 
 
 @dataclass(frozen=True)
@@ -31,6 +25,8 @@ class FrozenLM:
 
     model: Any
     tokenizer: Any
+    # what is kept for it from one call to the next, such as memory to decode in
+    scratch: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def device(self) -> torch.device:
@@ -47,8 +43,33 @@ class FrozenLM:
         return int(self.embedding.shape[1])
 
     @property
+    def head(self) -> Any:
+        """The linear layer from last states to logits."""
+        return self.model.get_output_embeddings()
+
+    @property
     def num_layers(self) -> int:
         return int(self.model.config.num_hidden_layers)
+
+    def park(self) -> None:
+        """Leave the device to others until `awake`."""
+        self.scratch["home"] = self.device
+        self.model.to("cpu")
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Be on the device for a while, where it was parked."""
+        home = self.scratch.get("home")
+        if home is None:
+            yield
+            return
+        self.model.to(home)
+        try:
+            yield
+        finally:
+            # recorded steps know where the weights lie, which will be elsewhere
+            self.scratch.pop("blocks", None)
+            self.model.to("cpu")
 
     def embed(self, ids: Tensor) -> Tensor:
         """ids: (B, T);  returns (B, T, D)."""
@@ -105,10 +126,25 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
+def causal_mask(mask: Tensor, before: int = 0) -> Tensor:
+    """What each token reads, (B, 1, T, before + T) bool: all that is before, and real tokens up to itself.
+
+    mask: (B, T), padded on either side;  before: tokens that all rows have read already
+    """
+    width = mask.shape[1]
+    lower = torch.ones(width, width, dtype=torch.bool, device=mask.device).tril()
+    # padding reads itself: a token that reads nothing would be nan, and spoil what is masked out too
+    itself = torch.eye(width, dtype=torch.bool, device=mask.device)
+    own = (lower & mask[:, None, None, :]) | itself
+    return torch.nn.functional.pad(own, (before, 0), value=True)
+
+
 def load_frozen(name: str, dtype: torch.dtype, device: torch.device) -> FrozenLM:
     """Load a bundled model, a folder or a hub id onto `device`; evaluation mode, nothing trainable."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
+
+    from latentbridge.data.attention import NAME
 
     logging.disable_progress_bar()
     path = resolve_model(name)
@@ -121,7 +157,52 @@ def load_frozen(name: str, dtype: torch.dtype, device: torch.device) -> FrozenLM
             f"Where compute nodes have no network, fetch it first on the login node: hf download {name}"
         ) from error
     model.eval().requires_grad_(False)
-    return FrozenLM(model, tokenizer)
+    lm = FrozenLM(model, tokenizer)
+    _refuse_unusual_head(name, lm)
+    if model.config._attn_implementation != "sdpa":
+        raise PreflightError(
+            f"model '{name}' ({model.config.model_type}) has no attention by torch's own kernels (sdpa), "
+            "which is not supported; take another model"
+        )
+    model.config._attn_implementation = NAME
+    if device.type == "cuda":
+        _fuse(name, lm)
+    return lm
+
+
+@torch.no_grad()
+def _fuse(name: str, lm: FrozenLM) -> None:
+    from latentbridge.data.fused import fuse
+
+    ids = torch.arange(2, 18, device=lm.device)[None]
+    before = lm.model(input_ids=ids, use_cache=False).logits
+    fuse(lm.model)
+    after = lm.model(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(before, after, rtol=5e-2, atol=float(before.abs().max()) * 5e-2):
+        raise PreflightError(
+            f"model '{name}' ({lm.model.config.model_type}) says something else once its small operations "
+            "are fused (data/fused.py), which is not supported; take another model"
+        )
+
+
+@torch.no_grad()
+def _refuse_unusual_head(name: str, lm: FrozenLM) -> None:
+    """Scoring takes logits for head(last states); some families scale or squash them."""
+    ids = torch.tensor([[0, 1]], device=lm.device)
+    states = lm.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    logits = lm.model(input_ids=ids, use_cache=False).logits
+    if not torch.allclose(lm.head(states), logits, rtol=1e-2, atol=float(logits.abs().max()) * 1e-2):
+        raise PreflightError(
+            f"model '{name}' ({lm.model.config.model_type}) makes more of its last states than its output "
+            "layer's product, which is not supported; take another model"
+        )
+
+
+def refuse_missing_layer(lm: FrozenLM, layer: int) -> None:
+    """The seed took the last layer whenever the asked one did not exist (D12)."""
+    count = lm.num_layers + 1
+    if not -count <= layer < count:
+        raise ConfigError(f"layer is {layer}; this model has {-count}..{count - 1} (0: embeddings, -1: last)")
 
 
 def hidden_states(lm: FrozenLM, ids: Tensor, mask: Tensor, layer: int) -> Tensor:
@@ -129,10 +210,7 @@ def hidden_states(lm: FrozenLM, ids: Tensor, mask: Tensor, layer: int) -> Tensor
 
     ids, mask: (B, S), padded on either side;  returns (B, S, D) without gradient
     """
-    count = lm.num_layers + 1
-    # the seed took the last layer whenever the asked one did not exist (D12)
-    if not -count <= layer < count:
-        raise ConfigError(f"layer is {layer}; this model has {-count}..{count - 1} (0: embeddings, -1: last)")
+    refuse_missing_layer(lm, layer)
     with torch.no_grad():
         output = lm.model(
             input_ids=ids,
@@ -144,110 +222,3 @@ def hidden_states(lm: FrozenLM, ids: Tensor, mask: Tensor, layer: int) -> Tensor
         )
     states: Tensor = output.hidden_states[layer]
     return states
-
-
-def answer_nll(
-    lm: FrozenLM, prefix_embeds: Tensor, prefix_mask: Tensor, answer_ids: Tensor, answer_mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Negative log-likelihood of each answer after its prefix, with gradient to the prefix.
-
-    prefix_embeds: (B, T, D), prefix_mask: (B, T), padded on the left;  answer_*: (B, A), padded on the right
-    returns nll (B,) float32, summed over the answer's tokens in nats;  number of those tokens (B,) int64
-    """
-    logits = answer_logits(lm, prefix_embeds, prefix_mask, answer_ids, answer_mask)
-    each = F.cross_entropy(logits.float().transpose(1, 2), answer_ids, reduction="none")  # (B, A)
-    return (each * answer_mask).sum(dim=1), answer_mask.sum(dim=1)
-
-
-def answer_logits(
-    lm: FrozenLM, prefix_embeds: Tensor, prefix_mask: Tensor, answer_ids: Tensor, answer_mask: Tensor
-) -> Tensor:
-    """Logits that predict each answer token: shapes as in `answer_nll`, returns (B, A, V).
-
-    Column i has seen the prefix and the answer tokens before i: the one shift of labels happens here.
-    """
-    embeds = torch.cat([prefix_embeds, lm.embed(answer_ids).to(prefix_embeds.dtype)], dim=1)
-    mask = torch.cat([prefix_mask, answer_mask], dim=1)
-    output = lm.model(
-        inputs_embeds=embeds,
-        attention_mask=mask.long(),
-        position_ids=positions(mask),
-        use_cache=False,
-        logits_to_keep=answer_ids.shape[1] + 1,
-    )
-    logits: Tensor = output.logits[:, :-1]
-    return logits
-
-
-def generate(lm: FrozenLM, embeds: Tensor, mask: Tensor, max_new_tokens: int) -> list[str]:
-    """Greedy replies; each ends before <eos>, or with its first completed line `#### number`.
-
-    embeds: (B, T, D), mask: (B, T), padded on the left
-    """
-    if not bool(mask[:, -1].all()):
-        raise ValueError("generate: a row ends in padding; pad prompts on the left")
-    stops = _stop_ids(lm)
-    rows = _greedy(lm, embeds, mask, max_new_tokens, stops)
-    return _texts(lm, rows, stops)
-
-
-@torch.no_grad()
-def _greedy(lm: FrozenLM, embeds: Tensor, mask: Tensor, max_new_tokens: int, stops: set[int]) -> Tensor:
-    """Tokens after each prompt, (B, N <= max_new_tokens); what follows a row's end has no meaning."""
-    stop_ids = torch.tensor(sorted(stops), device=embeds.device)
-    ended = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
-    place = positions(mask)
-    cache, chosen, inputs = None, [], {"inputs_embeds": embeds}
-    for step in range(1, max_new_tokens + 1):
-        output = lm.model(
-            **inputs,
-            attention_mask=mask.long(),
-            position_ids=place,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        token = output.logits[:, -1].argmax(dim=-1)  # (B,)
-        chosen.append(token)
-        ended |= torch.isin(token, stop_ids)
-        if step % _STEPS_BETWEEN_CHECKS == 0 and _all_ended(lm, torch.stack(chosen, dim=1), ended, stops):
-            break
-        cache, inputs = output.past_key_values, {"input_ids": token[:, None]}
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        place = place[:, -1:] + 1
-    return torch.stack(chosen, dim=1)
-
-
-def _all_ended(lm: FrozenLM, rows: Tensor, ended: Tensor, stops: set[int]) -> bool:
-    going_on = ~ended
-    if not bool(going_on.any()):
-        return True
-    # `ended` learns of answer lines here, so a row is decoded again only while it has none
-    lines = [_ANSWER_LINE.search(text) is not None for text in _decode(lm, rows[going_on], stops)]
-    ended[going_on] = torch.tensor(lines, device=ended.device)
-    return all(lines)
-
-
-def _texts(lm: FrozenLM, rows: Tensor, stops: set[int]) -> list[str]:
-    texts = _decode(lm, rows, stops)
-    lines = [_ANSWER_LINE.search(text) for text in texts]
-    return [text[: line.end()] if line else text for text, line in zip(texts, lines, strict=True)]
-
-
-def _decode(lm: FrozenLM, rows: Tensor, stops: set[int]) -> list[str]:
-    """Text of each row up to its first stop token."""
-    kept = []
-    for row in rows.tolist():
-        end = next((place for place, token in enumerate(row) if token in stops), len(row))
-        kept.append(row[:end])
-    texts: list[str] = lm.tokenizer.batch_decode(kept, skip_special_tokens=True)
-    return texts
-
-
-def _stop_ids(lm: FrozenLM) -> set[int]:
-    """Every token that ends a reply: instruct models have several."""
-    ids = {lm.tokenizer.eos_token_id}
-    config = getattr(lm.model, "generation_config", None)
-    listed = config.eos_token_id if config is not None else None
-    ids.update(listed if isinstance(listed, list) else [listed])
-    return {int(token) for token in ids if token is not None}

@@ -24,3 +24,18 @@ class SwiGLU(nn.Module):
         gate, value = self.gate_value(x).chunk(2, dim=-1)  # (..., F) each
         out: Tensor = self.down(F.silu(gate) * value)
         return out
+
+
+class GELUFeedForward(nn.Module):
+    """Two layers with a GELU between them: `dim` to `inner` to `out`; dropout acts on the inner ones."""
+
+    def __init__(self, dim: int, inner: int, out: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, inner)
+        self.dropout = nn.Dropout(dropout)
+        self.down = nn.Linear(inner, out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (..., dim);  returns (..., out)."""
+        out: Tensor = self.down(self.dropout(F.gelu(self.up(x), approximate="tanh")))
+        return out

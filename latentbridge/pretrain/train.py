@@ -14,8 +14,10 @@ import transformers
 from torch import Tensor, nn
 
 from latentbridge.config import config_id, dump
-from latentbridge.data.language_model import FrozenLM, answer_nll, generate, load_frozen, pad, token_ids
+from latentbridge.data.decoding import generate
+from latentbridge.data.language_model import FrozenLM, load_frozen, pad, token_ids
 from latentbridge.data.problems import answer_text, answers_match, extract_answer, load_problems, prompt_text
+from latentbridge.data.scoring import answer_nll
 from latentbridge.data.tokenizers import build_tokenizer
 from latentbridge.job import Run
 from latentbridge.metric import Metric, proportion, ratio

@@ -36,8 +36,8 @@ class TrainConfig(Config):
     engine: Literal["deepspeed", "torch"] = "deepspeed"
     zero_stage: Literal[0, 1, 2, 3] = 1
     precision: Literal["fp32", "bf16"] = "fp32"
-    # optimiser updates
-    steps: int = Field(gt=0)
+    # optimiser updates; 0 only evaluates
+    steps: int = Field(ge=0)
     # samples per update over all ranks
     batch_size: int = Field(gt=0)
     # samples per rank and forward; None: batch_size / ranks, so no accumulation. Forwards count equally,

@@ -98,7 +98,10 @@ def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
     total: scalar, the sum over this rank's items;  count: how many items
     returns a scalar equal on every rank; nan where no rank has any item
     """
-    sums = torch.stack([total.detach().double(), torch.as_tensor(count, device=total.device).double()])
+    if isinstance(count, int):
+        # filled on the device: a copy to it would make the host wait for all that is queued
+        count = torch.full((), count, device=total.device)
+    sums = torch.stack([total.detach().double(), count.double()])
     if world_size() > 1:
         dist.all_reduce(sums)
     mean = (sums[0] / sums[1]).to(total.dtype)

@@ -23,6 +23,7 @@ class Engine(ABC):
 
     model: nn.Module
     module: nn.Module
+    zero_stage = 0
 
     def __init__(self, model: nn.Module, optim: OptimConfig, train: TrainConfig, backoff: int = 0) -> None:
         """model: moved to this rank's device; every rank starts from rank 0's weights."""
@@ -57,7 +58,29 @@ class Engine(ABC):
 
 def build_engine(model: nn.Module, optim: OptimConfig, train: TrainConfig, backoff: int = 0) -> Engine:
     """The engine that the config asks for; backoff: how many times to halve the micro-batch."""
+    if train.steps == 0:
+        return FixedEngine(model)
     return (DeepSpeedEngine if train.engine == "deepspeed" else TorchEngine)(model, optim, train, backoff)
+
+
+class FixedEngine(Engine):
+    """A model that is only evaluated: there is nothing to update or to save."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = self.module = model.to(distributed.device())
+        self.accumulation, self.micro_batch_size = 1, 1
+
+    def backward(self, loss: Tensor) -> None:
+        raise AssertionError("train.steps is 0")
+
+    def update(self, lr_factor: float) -> Tensor:
+        raise AssertionError("train.steps is 0")
+
+    def save(self, folder: Path) -> None:
+        pass
+
+    def load(self, folder: Path) -> None:
+        pass
 
 
 class TorchEngine(Engine):

@@ -14,14 +14,24 @@ def reseed(*position: int | str) -> None:
 
     Done before each update and evaluation: neither depends on how many random numbers were drawn before.
     """
-    text = "/".join(str(part) for part in position)
-    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    number = _number_of(position)
     random.seed(number)
     numpy.random.seed(number % 2**32)
     # torch.manual_seed would, in a process without CUDA, keep a traceback of every call
     torch.default_generator.manual_seed(number % 2**63)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed(number % 2**63)
+
+
+def seeded_normal(shape: tuple[int, ...], *position: int | str) -> torch.Tensor:
+    """Normal noise that depends on the position alone, such as (seed, "evaluate", example); on the CPU."""
+    generator = torch.Generator().manual_seed(_number_of(position) % 2**63)
+    return torch.randn(shape, generator=generator)
+
+
+def _number_of(position: tuple[int | str, ...]) -> int:
+    text = "/".join(str(part) for part in position)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 class SampleOrder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -13,18 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from latentbridge.data.cache import cached_json
-from latentbridge.data.language_model import FrozenLM, answer_nll, generate, hidden_states
+from latentbridge.data.decoding import generate, release
+from latentbridge.data.language_model import FrozenLM, hidden_states
 from latentbridge.data.problems import prompt_text
+from latentbridge.data.scoring import answer_nll
 from latentbridge.job import Run
 from latentbridge.metric import Metric
 from latentbridge.rundir import write_atomic
 from latentbridge.train import distributed
 from latentbridge.translator.config import TranslatorConfig
+from latentbridge.translator.layout import TargetInput
 from latentbridge.translator.metrics import Sample, metrics_of
-from latentbridge.translator.prompts import Padded, Prompts, target_input
+from latentbridge.translator.prompts import Padded, Prompts, Tokens
 from latentbridge.translator.states import SourceStates, digest, model_key
 
 T = TypeVar("T")
+
+# tokens that the target reads at once where nothing is trained
+_TOKENS_AT_ONCE = 16_384
 
 
 class Evaluator:
@@ -41,10 +47,14 @@ class Evaluator:
         target: FrozenLM,
         prompts: Prompts,
         states: SourceStates,
+        target_input: TargetInput,
+        soft_tokens: Callable[[nn.Module, Padded, Sequence[int]], Tensor],
         run: Run,
     ) -> None:
+        """soft_tokens: (bridge, states, which problems) to vectors (B, Q, Dt)."""
         self._config, self._source, self._target = config, source, target
         self.prompts, self.states, self._run = prompts, states, run
+        self._target_input, self._soft_tokens = target_input, soft_tokens
         size, count = config.eval.batch_size, len(prompts)
         self._batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
         self._source_key = model_key(config.source.model, source)
@@ -53,9 +63,8 @@ class Evaluator:
 
     def _states_of_no_question(self) -> Padded:
         nothing = replace(self.prompts.problems[0], question="")
-        ids, mask = self._source.encode(
-            [prompt_text(nothing, self._config.problems)], add_bos=True, padding="right"
-        )
+        rows = self.prompts.source_frame.whole([prompt_text(nothing, self._config.problems)])
+        ids, mask = Tokens(rows, self._source.device).take([0], "right")
         return Padded(hidden_states(self._source, ids, mask, self._config.source.layer), mask)
 
     @torch.no_grad()
@@ -71,11 +80,27 @@ class Evaluator:
             batch = self._samples(bridge, self._batches[0] if spare else own[number], answered)
             samples += [] if spare else batch
             self._run.progress("evaluation", number + 1, rounds)
+        release(self._source, self._target)
         samples = distributed.gather_in_order(samples)
         if answered and self._run.is_main:
             lines = [json.dumps(sample.as_record(label), ensure_ascii=False) for sample in samples]
             write_atomic(self._run.folder.eval_samples(label), "\n".join(lines) + "\n")
         return metrics_of(samples, self._config.model.soft_tokens, self._config.prompt_mode)
+
+    @torch.no_grad()
+    def try_out(self, bridge: nn.Module) -> None:
+        """One batch as the largest could be: the longest problems, and answers that do not end early."""
+        totals = self.prompts.source.lengths
+        size = min(self._config.eval.batch_size, len(totals))
+        longest = sorted(range(len(totals)), key=totals.__getitem__, reverse=True)[:size]
+        soft = self._soft_tokens(bridge, self.states.take(longest), longest)
+        generate(
+            self._target,
+            *self._target_input(soft, self.prompts.visible(longest)),
+            self._config.eval.max_new_tokens,
+        )
+        self._nll(self._target_input(None, self.prompts.prompt.take(longest, "left")), longest)
+        release(self._target)
 
     def _samples(self, bridge: nn.Module, indices: range, answered: bool) -> list[Sample]:
         nll, answers = self._through_bridge(bridge, indices, answered)
@@ -97,23 +122,27 @@ class Evaluator:
             )
         return samples
 
-    def _through_bridge(
-        self, bridge: nn.Module, indices: range, answered: bool
-    ) -> tuple[dict[str, list[float]], dict[str, list[str]]]:
-        """Nats per answer token, and answers, with the right states, another problem's, and none's."""
+    def source_of(self, indices: range) -> dict[str, Padded]:
+        """Source states of these problems, by each of BRIDGED."""
         count = len(self.prompts)
         hidden, mask = self._empty
-        states = {
+        return {
             "bridged": self.states.take(indices),
             # the next problem's: a derangement, since no problem is its own neighbour
             "shuffled_source": self.states.take([(index + 1) % count for index in indices]),
             "no_source": Padded(hidden.expand(len(indices), -1, -1), mask.expand(len(indices), -1)),
         }
+
+    def _through_bridge(
+        self, bridge: nn.Module, indices: range, answered: bool
+    ) -> tuple[dict[str, list[float]], dict[str, list[str]]]:
+        """Nats per answer token, and answers, with the right states, another problem's, and none's."""
         nll: dict[str, list[float]] = {}
         answers: dict[str, list[str]] = {}
-        for name, read in states.items():
+        for name, read in self.source_of(indices).items():
             self._run.beat()
-            before = target_input(self._target, bridge(*read), self.prompts.visible(indices))
+            soft = self._soft_tokens(bridge, read, indices)
+            before = self._target_input(soft, self.prompts.visible(indices))
             nll[name] = self._nll(before, indices)
             if answered:
                 answers[name] = generate(self._target, *before, self._config.eval.max_new_tokens)
@@ -132,35 +161,44 @@ class Evaluator:
         nll = {}
         for name, text in texts.items():
             key = {"what": "nll", "model": self._target_key, "text": digest(text), "answer": answer}
-            nll[name] = self._cached(key, partial(self._nll, target_input(self._target, None, text), indices))
+            nll[name] = self._cached(key, partial(self._nll, self._target_input(None, text), indices))
         if not answered:
             return nll, {}
-        prompt = self.prompts.source.take(indices, "left")
+        from_source = self._source_answers(self.prompts.source.take(indices, "left"))
         return nll, {
-            "source_alone": self._source_answers(prompt),
+            "source_alone": from_source,
             "target_alone": self._target_answers(texts["full_text"]),
             "cut_text": self._target_answers(texts["cut_text"]),
+            "cascade": self._target_answers(self.prompts.relayed(from_source, indices)),
         }
 
     def _source_answers(self, text: Padded) -> list[str]:
         longest = self._config.eval.max_new_tokens
         key = {"what": "answers", "model": self._source_key, "text": digest(text), "max_new_tokens": longest}
-        return self._cached(
-            key, lambda: generate(self._source, self._source.embed(text.values), text.mask, longest)
-        )
+
+        def answer() -> list[str]:
+            with self._source.awake():
+                return generate(self._source, self._source.embed(text.values), text.mask, longest)
+
+        return self._cached(key, answer)
 
     def _target_answers(self, text: Padded) -> list[str]:
         longest = self._config.eval.max_new_tokens
         key = {"what": "answers", "model": self._target_key, "text": digest(text), "max_new_tokens": longest}
-        return self._cached(
-            key, lambda: generate(self._target, *target_input(self._target, None, text), longest)
-        )
+        return self._cached(key, lambda: generate(self._target, *self._target_input(None, text), longest))
 
     def _cached(self, key: dict[str, Any], compute: Callable[[], list[T]]) -> list[T]:
         self._run.beat()
         return cached_json(self._run.folder.path.parent / "cache", key, compute)
 
-    def _nll(self, before: Padded, indices: range) -> list[float]:
-        total, count = answer_nll(self._target, *before, *self.prompts.answer.take(indices, "right"))
-        per_token: Tensor = total / count
-        return per_token.tolist()
+    def _nll(self, before: Padded, indices: Sequence[int]) -> list[float]:
+        """Nats per answer token, of a few rows at a time: whole prompts are long."""
+        answer = self.prompts.answer.take(indices, "right")
+        rows = max(1, _TOKENS_AT_ONCE // (before.mask.shape[1] + answer.mask.shape[1]))
+        found: list[float] = []
+        for start in range(0, len(indices), rows):
+            part = slice(start, start + rows)
+            blocks = (*before, *answer)
+            total, count = answer_nll(self._target, *(block[part] for block in blocks))
+            found += (total / count).tolist()
+        return found

@@ -13,7 +13,7 @@ from latentbridge.metric import Metric, mean, proportion, ratio, void
 BRIDGED = ("bridged", "shuffled_source", "no_source")
 TEXT = ("no_context", "full_text", "cut_text")
 # whose generated answers are scored
-ANSWERED = (*BRIDGED, "source_alone", "target_alone", "cut_text")
+ANSWERED = (*BRIDGED, "source_alone", "target_alone", "cut_text", "cascade")
 
 INVALID = "[invalid]"
 
@@ -48,7 +48,7 @@ class Sample:
             "gold_full_text": f"{self.prompt.strip()} {self.solution.strip()}",
             "gold_extracted": self.gold,
         }
-        for name in ("source", "target", "bridged", "shuffled_source", "no_source", "cut_text"):
+        for name in ("source", "target", "bridged", "shuffled_source", "no_source", "cut_text", "cascade"):
             answer = self.answers[name if name in self.answers else f"{name}_alone"]
             record[f"{name}_full"] = answer
             record[f"{name}_extracted"] = extract_answer(answer) or INVALID

@@ -1,26 +1,27 @@
-"""What each model reads: one split's problems as token tables, and the target's input put together.
+"""What each model reads of a problem: one split's texts as token tables.
 
-The target always reads [bos][soft tokens][text] and then the answer. Text is the end of the prompt alone
-(soft_only) or all of it (soft_plus_text), in training and evaluation alike.
+After the soft tokens the target reads text: the end of the prompt alone (soft_only) or all of it
+(soft_plus_text), in training and evaluation alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from latentbridge.data.config import ProblemsConfig
 from latentbridge.data.language_model import FrozenLM, pad, token_ids
-from latentbridge.data.problems import Split, answer_text, load_problems, prompt_text, target_cue
+from latentbridge.data.problems import Problem, Split, answer_text, load_problems, prompt_text, target_cue
 from latentbridge.errors import ConfigError
-from latentbridge.translator.config import TranslatorConfig
+from latentbridge.translator.config import LanguageModelConfig, TranslatorConfig
 
 _ENCODE_AT_ONCE = 20_000
 # widths of batches are multiples of this: attention kernels are planned anew for every shape they meet
-_BUCKET = 8
+BUCKET = 8
 
 
 class Padded(NamedTuple):
@@ -43,17 +44,27 @@ class Tokens:
         self._ids = torch.cat([_widen(block, max(self.lengths)) for block in blocks]).to(device)
         self._device_lengths = torch.tensor(self.lengths, device=device)
 
-    def take(self, indices: Sequence[int], padding: Literal["left", "right"]) -> Padded:
-        """These rows, little wider than the longest of them; padded places hold id 0."""
-        longest = max(self.lengths[index] for index in indices)
-        width = min(-(-longest // _BUCKET) * _BUCKET, self._ids.shape[1])
+    @cached_property
+    def shared(self) -> Tensor:
+        """The ids that all rows begin with, (P,); one token of every row is left to itself."""
+        same = (self._ids == self._ids[0]).all(dim=0)
+        count = min(int(same.long().cumprod(0).sum()), min(self.lengths) - 1)
+        return self._ids[0, :count].long()
+
+    def take(self, indices: Sequence[int], padding: Literal["left", "right"], skip: int = 0) -> Padded:
+        """These rows, little wider than the longest of them; padded places hold id 0.
+
+        skip: tokens to leave out at the beginning of each
+        """
+        longest = max(self.lengths[index] for index in indices) - skip
+        width = min(-(-longest // BUCKET) * BUCKET, self._ids.shape[1] - skip)
         rows = to_device(torch.tensor(indices), self.device)
-        lengths = self._device_lengths[rows, None]  # (B, 1)
+        lengths = self._device_lengths[rows, None] - skip  # (B, 1)
         places = torch.arange(width, device=self.device).expand(len(rows), width)
         if padding == "left":
             places = places - (width - lengths)
         mask = (places >= 0) & (places < lengths)
-        ids = self._ids[rows].gather(1, places.clamp(min=0)).long()
+        ids = self._ids[rows].gather(1, places.clamp(min=0) + skip).long()
         return Padded(ids * mask, mask)
 
 
@@ -66,12 +77,58 @@ def to_device(block: Tensor, device: torch.device) -> Tensor:
     return block.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else block
 
 
+# where the problems of a split come from
+ProblemSets = Callable[[ProblemsConfig, Split], Sequence[Problem]]
+
+# never in a problem: where a chat template is cut into what comes before the user's words and after
+_CUT = "\u2063CUT\u2063"
+_MARKER = "####"
+
+
+class Frame:
+    """What stands around everything that a model reads: <bos>, or a turn of its chat template."""
+
+    def __init__(self, config: LanguageModelConfig, lm: FrozenLM) -> None:
+        self._tokenizer = lm.tokenizer
+        self.is_chat = config.chat_template
+        before, self._after = _template(lm.tokenizer, config.model) if self.is_chat else ("", "")
+        (self.opening,) = token_ids(lm.tokenizer, [before], add_bos=not self.is_chat)
+
+    def whole(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each text in its frame."""
+        return [[*self.opening, *row] for row in self.rest(texts)]
+
+    def rest(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same without the opening, after which soft tokens may come."""
+        return token_ids(self._tokenizer, [text + self._after for text in texts], add_bos=False)
+
+
+def _template(tokenizer: object, name: str) -> tuple[str, str]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(
+            f"chat_template is true, but the tokenizer of '{name}' has none; "
+            "write false, or take an instruct model"
+        )
+    turn = [{"role": "user", "content": _CUT}]
+    text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)  # type: ignore[attr-defined]
+    before, after = text.split(_CUT)
+    return before, after
+
+
 class Prompts:
     """Both models' views of one split; each table is made when it is first asked for."""
 
-    def __init__(self, config: TranslatorConfig, split: Split, source: FrozenLM, target: FrozenLM) -> None:
-        self.problems = load_problems(config.problems, split)
+    def __init__(
+        self,
+        config: TranslatorConfig,
+        split: Split,
+        source: FrozenLM,
+        target: FrozenLM,
+        problems: ProblemSets = load_problems,
+    ) -> None:
+        self.problems = problems(config.problems, split)
         self._config, self._source, self._target = config, source, target
+        self.source_frame, self.target_frame = Frame(config.source, source), Frame(config.target, target)
 
     def __len__(self) -> int:
         return len(self.problems)
@@ -79,77 +136,109 @@ class Prompts:
     @cached_property
     def source(self) -> Tokens:
         """The whole prompt, as the source reads it."""
-        texts = [prompt_text(problem, self._config.problems) for problem in self.problems]
-        return Tokens(token_ids(self._source.tokenizer, texts, add_bos=True), self._source.device)
+        return Tokens(self.source_frame.whole(self._prompt_texts), self._source.device)
 
     @cached_property
     def prompt(self) -> Tokens:
-        """The whole prompt in the target's tokens, without <bos>."""
-        return self._encode([prompt_text(problem, self._config.problems) for problem in self.problems])
+        """The whole prompt in the target's tokens, without its opening."""
+        return Tokens(self.target_frame.rest(self._prompt_texts), self._target.device)
 
     @cached_property
     def question(self) -> Tokens:
         """The question alone in the target's tokens."""
-        return self._encode([problem.question for problem in self.problems])
+        rows = token_ids(self._target.tokenizer, [p.question for p in self.problems], add_bos=False)
+        return Tokens(rows, self._target.device)
 
     @cached_property
     def answer(self) -> Tokens:
         """The worked solution and <eos>: what is scored."""
-        texts = [answer_text(problem, self._config.problems) for problem in self.problems]
-        return self._encode(texts, add_eos=True)
+        rows = token_ids(self._target.tokenizer, self._answer_texts, add_bos=False, add_eos=True)
+        return Tokens(rows, self._target.device)
+
+    @cached_property
+    def marker(self) -> Tokens:
+        """1 at the tokens of an answer that spell the last `####`, 0 at its others."""
+        encoded = self._target.tokenizer(
+            self._answer_texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        rows = []
+        for text, offsets in zip(self._answer_texts, encoded.offset_mapping, strict=True):
+            start = text.rindex(_MARKER)
+            spells = [int(low < start + len(_MARKER) and high > start) for low, high in offsets]
+            rows.append([*spells, 0])  # <eos>
+        return Tokens(rows, self._target.device)
 
     @cached_property
     def cue(self) -> Tokens:
         """The end of every prompt, the same for all problems (one row)."""
-        return self._encode([target_cue(self._config.problems)])
+        return Tokens(self.target_frame.rest([target_cue(self._config.problems)]), self._target.device)
 
     @cached_property
     def cut_prompt(self) -> Tokens:
         """The last tokens of the question, as many as there are soft tokens, and the end of the prompt."""
         keep = self._config.model.soft_tokens
         questions = token_ids(self._target.tokenizer, [p.question for p in self.problems], add_bos=False)
-        end = "\n" + target_cue(self._config.problems)
-        (cue,) = token_ids(self._target.tokenizer, [end], add_bos=False)
+        (cue,) = self.target_frame.rest(["\n" + target_cue(self._config.problems)])
         return Tokens([question[-keep:] + cue for question in questions], self._target.device)
 
-    def visible(self, indices: Sequence[int]) -> Padded:
-        """What the target reads after the soft tokens."""
-        return self.visible_table.take(self._rows(indices), "left")
+    def relayed(self, texts: Sequence[str], indices: Sequence[int]) -> Padded:
+        """Words in the place of soft tokens: these texts, each before what `visible` shows of its problem.
+
+        Of a text only the last `eval.max_new_tokens` tokens are taken: it ends in what matters.
+        """
+        config = self._config
+        shown = [target_cue(config.problems)] * len(indices)
+        if config.prompt_mode == "soft_plus_text":
+            shown = [self._prompt_texts[index] for index in indices]
+        heads = token_ids(self._target.tokenizer, texts, add_bos=False)
+        tails = self.target_frame.rest([f"\n{text}" for text in shown])
+        keep = config.eval.max_new_tokens
+        rows = [head[-keep:] + tail for head, tail in zip(heads, tails, strict=True)]
+        return Tokens(rows, self._target.device).take(range(len(rows)), "left")
+
+    def visible(self, indices: Sequence[int], with_text: Sequence[bool] | None = None) -> Padded:
+        """What the target reads after the soft tokens.
+
+        with_text: which rows show the whole prompt; None: as prompt_mode says
+        """
+        shown = with_text or [self._config.prompt_mode == "soft_plus_text"] * len(indices)
+        if not any(shown):
+            return self.cue.take([0] * len(indices), "left")
+        if all(shown):
+            return self.prompt.take(indices, "left")
+        prompt, cue = self.prompt.take(indices, "left"), self.cue.take([0] * len(indices), "left")
+        return _choose(to_device(torch.tensor(shown), self._target.device), prompt, cue)
+
+    def visible_lengths(self, indices: Sequence[int], with_text: Sequence[bool] | None = None) -> list[int]:
+        """Tokens of each row that `visible` gives."""
+        shown = with_text or [self._config.prompt_mode == "soft_plus_text"] * len(indices)
+        cue = self.cue.lengths[0]
+        return [self.prompt.lengths[i] if show else cue for i, show in zip(indices, shown, strict=True)]
 
     @property
-    def visible_table(self) -> Tokens:
-        """All that `visible` can give."""
-        return self.cue if self._config.prompt_mode == "soft_only" else self.prompt
+    def longest_visible(self) -> int:
+        """Tokens of the longest text that `visible` gives in this run."""
+        sometimes = self._config.text_curriculum_steps or self._config.losses.decode.weight
+        all_of_it = self._config.prompt_mode == "soft_plus_text" or sometimes
+        return max((self.prompt if all_of_it else self.cue).lengths)
 
-    def _rows(self, indices: Sequence[int]) -> Sequence[int]:
-        return [0] * len(indices) if self._config.prompt_mode == "soft_only" else indices
+    @cached_property
+    def _prompt_texts(self) -> list[str]:
+        return [prompt_text(problem, self._config.problems) for problem in self.problems]
 
-    def _encode(self, texts: Sequence[str], add_eos: bool = False) -> Tokens:
-        rows = token_ids(self._target.tokenizer, texts, add_bos=False, add_eos=add_eos)
-        return Tokens(rows, self._target.device)
-
-
-def target_input(lm: FrozenLM, soft: Tensor | None, text: Padded) -> Padded:
-    """Embeddings [bos][soft][text] before an answer; models that know no <bos> read none.
-
-    soft: (B, Q, D) or None;  text: ids (B, T), padded on the left
-    returns vectors (B, 1 + Q + T, D) and their mask, whose last column is all True
-    """
-    parts, masks = [lm.embed(text.values)], [text.mask]
-    if soft is not None:
-        parts.insert(0, soft.to(lm.embedding.dtype))
-    if lm.tokenizer.bos_token_id is not None:
-        parts.insert(0, lm.embedding[lm.tokenizer.bos_token_id].expand(len(text.mask), 1, -1))
-    width = sum(part.shape[1] for part in parts[:-1])
-    masks.insert(0, text.mask.new_ones(len(text.mask), width))
-    return Padded(torch.cat(parts, dim=1), torch.cat(masks, dim=1))
+    @cached_property
+    def _answer_texts(self) -> list[str]:
+        texts = [answer_text(problem, self._config.problems) for problem in self.problems]
+        # the space is what `Answer:` leaves to the answer; a turn of its own starts without
+        return [text.lstrip() for text in texts] if self.target_frame.is_chat else texts
 
 
-def refuse_too_long(lm: FrozenLM, longest: int, what: str) -> None:
-    """Complain before training if a model would be asked for more positions than it has."""
-    limit = getattr(lm.model.config, "max_position_embeddings", None)
-    if limit is not None and longest > limit:
-        raise ConfigError(
-            f"{what} can take {longest} tokens, but {lm.model.config.model_type} has {limit} positions; "
-            "lower eval.max_new_tokens, problems.few_shot or model.soft_tokens"
-        )
+def _choose(first: Tensor, yes: Padded, no: Padded) -> Padded:
+    """Rows of `yes` where `first` (B,) is True, of `no` elsewhere; both padded on the left."""
+    missing = yes.values.shape[1] - no.values.shape[1]
+    widened = [torch.nn.functional.pad(block, (missing, 0)) for block in no]
+    pairs = zip(yes, widened, strict=True)
+    return Padded(*(torch.where(first[:, None], shown, hidden) for shown, hidden in pairs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from latentbridge.data.assets import resolve_model
 from latentbridge.data.cache import cached_tensors
-from latentbridge.data.language_model import FrozenLM, hidden_states
+from latentbridge.data.language_model import FrozenLM, hidden_states, refuse_missing_layer
+from latentbridge.data.prefix import WORTH_SHARING, Prefix
 from latentbridge.errors import RunError
 from latentbridge.train import distributed
 from latentbridge.translator.prompts import Padded, Tokens, to_device
 
 _CHUNK = 64
+_TOKENS_AT_ONCE = 16_384
 
 
 class SourceStates(Protocol):
@@ -28,18 +31,53 @@ class SourceStates(Protocol):
 
 
 class LiveStates:
-    """Runs the source on each batch."""
+    """Runs the source on each batch; what all prompts begin with, it reads once."""
 
     def __init__(self, lm: FrozenLM, layer: int, prompts: Tokens) -> None:
+        refuse_missing_layer(lm, layer)
         self._lm, self._layer, self._prompts = lm, layer, prompts
 
+    @cached_property
+    def prefix(self) -> Prefix | None:
+        """The shared beginning; None where it is too short to save anything."""
+        shared = self._prompts.shared
+        return Prefix(self._lm, shared) if len(shared) >= WORTH_SHARING else None
+
+    @property
+    def shared(self) -> Tensor | None:
+        """States of the shared beginning, (P, Ds)."""
+        return None if self.prefix is None else self.prefix.states[self._layer]
+
     def take(self, indices: Sequence[int]) -> Padded:
-        ids, mask = self._prompts.take(indices, "right")
-        return Padded(hidden_states(self._lm, ids, mask, self._layer), mask)
+        return _behind(self.shared, self.own(indices))
+
+    def own(self, indices: Sequence[int]) -> Padded:
+        """States of what is a prompt's own, (B, S - P, Ds)."""
+        prefix = self.prefix
+        ids, mask = self._prompts.take(indices, "right", skip=0 if prefix is None else prefix.length)
+        # a few rows at a time: without gradient no speed is lost, and memory does not depend on the batch
+        rows = max(1, _TOKENS_AT_ONCE // ids.shape[1])
+        parts = [
+            self._read(ids[start : start + rows], mask[start : start + rows])
+            for start in range(0, len(ids), rows)
+        ]
+        return Padded(torch.cat(parts), mask)
+
+    @torch.no_grad()
+    def _read(self, ids: Tensor, mask: Tensor) -> Tensor:
+        if self.prefix is None:
+            return hidden_states(self._lm, ids, mask, self._layer)
+        states: Tensor = self.prefix.read(self._lm.embed(ids), mask, every_layer=True).hidden_states[
+            self._layer
+        ]
+        return states
 
 
 class StoredStates:
-    """Runs the source once on all prompts, in fp16 on disk; ranks and runs that meet share the work."""
+    """Runs the source once on all prompts, in fp16 on disk; ranks and runs that meet share the work.
+
+    What is read back is mapped from the files: memory holds what was used last, and gives it up when asked.
+    """
 
     def __init__(
         self,
@@ -51,6 +89,9 @@ class StoredStates:
     ) -> None:
         """key: what the states depend on beside the token ids;  progress: is told (done, all) problems."""
         self._live, self._prompts, self._folder, self._key = live, prompts, folder, key
+        self._shared = 0 if live.prefix is None else live.prefix.length
+        if live.shared is not None:
+            _refuse_overflow(live.shared.half())
         count = len(prompts.lengths)
         chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
         # each rank computes its share first, and then finds the others' on disk
@@ -63,29 +104,46 @@ class StoredStates:
             progress(chunk.stop, count)
 
     def _read(self, chunk: range) -> Sequence[Tensor]:
-        key = {**self._key, "what": "source_states", "text": digest(self._prompts.take(chunk, "right"))}
+        text = digest(self._prompts.take(chunk, "right"))
+        key = {**self._key, "what": "source_states", "text": text, "shared": self._shared}
         states = cached_tensors(self._folder, key, lambda: self._compute(chunk))["states"]
-        rows: Sequence[Tensor] = torch.split(states, [self._prompts.lengths[index] for index in chunk])
+        lengths = [self._prompts.lengths[index] - self._shared for index in chunk]
+        rows: Sequence[Tensor] = torch.split(states, lengths)
         return rows
 
     def _compute(self, chunk: range) -> dict[str, Tensor]:
-        values, mask = self._live.take(chunk)
+        values, mask = self._live.own(chunk)
         states = values[mask].half()  # (tokens, Ds)
-        if not bool(states.isfinite().all()):
-            raise RunError(
-                "source states do not fit fp16 (largest 65,504); write cache_source_states: false, "
-                "or read another source.layer"
-            )
+        _refuse_overflow(states)
         return {"states": states}
 
     def take(self, indices: Sequence[int]) -> Padded:
-        lengths = torch.tensor([self._prompts.lengths[index] for index in indices])
+        lengths = torch.tensor([self._prompts.lengths[index] - self._shared for index in indices])
         width = int(lengths.max())
         block = torch.zeros(len(indices), width, self._rows[0].shape[1], dtype=torch.float16)
         for row, index in enumerate(indices):
             block[row, : len(self._rows[index])] = self._rows[index]
         mask = torch.arange(width) < lengths[:, None]
-        return Padded(to_device(block, self._prompts.device), to_device(mask, self._prompts.device))
+        device = self._prompts.device
+        return _behind(self._live.shared, Padded(to_device(block, device), to_device(mask, device)))
+
+
+def _refuse_overflow(states: Tensor) -> None:
+    if not bool(states.isfinite().all()):
+        raise RunError(
+            "source states do not fit fp16 (largest 65,504); write cache_source_states: false, "
+            "or read another source.layer"
+        )
+
+
+def _behind(shared: Tensor | None, own: Padded) -> Padded:
+    if shared is None:
+        return own
+    values, mask = own
+    before = shared.to(values.dtype).expand(len(values), -1, -1)
+    return Padded(
+        torch.cat([before, values], dim=1), torch.cat([mask.new_ones(before.shape[:2]), mask], dim=1)
+    )
 
 
 def digest(ids: Padded) -> str:

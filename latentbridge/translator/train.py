@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from latentbridge.data.language_model import answer_logits, load_frozen
+from latentbridge.data.language_model import FrozenLM, load_frozen
+from latentbridge.data.problems import load_problems
+from latentbridge.errors import ConfigError
 from latentbridge.job import Run
 from latentbridge.metric import Metric
 from latentbridge.train import distributed
 from latentbridge.train.loop import LossTerm, begin, fit
+from latentbridge.train.seeding import seeded_normal
+from latentbridge.translator.bridges import build_bridge, embedding_rms
 from latentbridge.translator.config import TranslatorConfig
 from latentbridge.translator.evaluate import Evaluator
-from latentbridge.translator.losses import info_nce_per_row, kl_per_row, masked_mean, token_nll
-from latentbridge.translator.model import GatedBridge, embedding_rms
-from latentbridge.translator.prompts import Padded, Prompts, refuse_too_long, target_input
+from latentbridge.translator.layout import TargetInput, refuse_too_long
+from latentbridge.translator.objectives import Objectives, Translated
+from latentbridge.translator.prompts import Padded, ProblemSets, Prompts
 from latentbridge.translator.states import LiveStates, SourceStates, StoredStates, model_key
 from latentbridge.translator.warm_start import warm_start
 
@@ -36,28 +40,43 @@ class Batch:
 class Translation:
     """The workload: source states -> bridge -> soft tokens -> answer of the target."""
 
-    def __init__(self, config: TranslatorConfig, run: Run) -> None:
+    def __init__(
+        self,
+        config: TranslatorConfig,
+        run: Run,
+        problems: ProblemSets = load_problems,
+        models: Callable[[str, torch.dtype, torch.device], FrozenLM] = load_frozen,
+    ) -> None:
+        """problems, models: where both come from."""
         self.config = config
         dtype = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
-        self.source = load_frozen(config.source.model, dtype, distributed.device())
-        self.target = load_frozen(config.target.model, dtype, distributed.device())
-        self.prompts = Prompts(config, "train", self.source, self.target)
-        held_out = Prompts(config, "eval", self.source, self.target)
+        self.source = models(config.source.model, dtype, distributed.device())
+        self.target = models(config.target.model, dtype, distributed.device())
+        self.prompts = Prompts(config, "train", self.source, self.target, problems)
+        held_out = Prompts(config, "eval", self.source, self.target, problems)
         self._refuse_too_long(held_out)
         self.num_examples = len(self.prompts)
+        target_rms = embedding_rms(self.target.embedding)
+        torch.manual_seed(config.seed)
+        self.bridge = build_bridge(config.model, self.source.hidden_size, self.target.hidden_size, target_rms)
+        self.model: nn.Module = self.bridge
+        self.warm_start = warm_start(self.bridge, config.warm_start) if config.warm_start else None
+        self.target_input = TargetInput(config, self.target, self.prompts.target_frame.opening)
+        self.objectives = Objectives(config, self.target, self.prompts, self.target_input, target_rms)
         self.evaluator = Evaluator(
-            config, self.source, self.target, held_out, self._states(held_out, run), run
+            config,
+            self.source,
+            self.target,
+            held_out,
+            self._states(held_out, run),
+            self.target_input,
+            self.soft_tokens,
+            run,
         )
         self.states = self._states(self.prompts, run)
-        torch.manual_seed(config.seed)
-        bridge = GatedBridge(
-            config.model,
-            self.source.hidden_size,
-            self.target.hidden_size,
-            embedding_rms(self.target.embedding),
-        )
-        self.model: nn.Module = bridge
-        self.warm_start = warm_start(bridge, config.warm_start) if config.warm_start else None
+        if config.cache_source_states:
+            # what training needs of the source is on disk now, and its memory buys a larger batch
+            self.source.park()
 
     def _states(self, prompts: Prompts, run: Run) -> SourceStates:
         live = LiveStates(self.source, self.config.source.layer, prompts.source)
@@ -74,13 +93,28 @@ class Translation:
 
     def _refuse_too_long(self, held_out: Prompts) -> None:
         reply, soft = self.config.eval.max_new_tokens, self.config.model.soft_tokens
+        self._refuse_unread_soft_tokens(held_out)
         refuse_too_long(self.source, max(self.prompts.source.lengths), "source: a training prompt")
         refuse_too_long(self.source, max(held_out.source.lengths) + reply, "source: a prompt with its answer")
-        longest = 1 + max(held_out.prompt.lengths) + reply
+        opening = len(held_out.target_frame.opening)
+        longest = opening + max(held_out.prompt.lengths) + reply
         refuse_too_long(self.target, longest, "target: a prompt with its answer")
         for prompts, answer in ((self.prompts, max(self.prompts.answer.lengths)), (held_out, reply)):
-            length = 1 + soft + max(prompts.visible_table.lengths) + answer
+            # the cascade reads a reply of the source where soft tokens would stand
+            length = opening + max(soft, reply) + prompts.longest_visible + answer
             refuse_too_long(self.target, length, "target: soft tokens, text and answer")
+
+    def _refuse_unread_soft_tokens(self, held_out: Prompts) -> None:
+        if self.config.injection == "prepend":
+            return
+        shows_text = self.config.prompt_mode == "soft_plus_text"
+        places = min(min((p.prompt if shows_text else p.cue).lengths) for p in (self.prompts, held_out))
+        if places < self.config.model.soft_tokens:
+            raise ConfigError(
+                f"injection is adapter and model.soft_tokens {self.config.model.soft_tokens}, but the target "
+                f"reads as few as {places} tokens of text to add them to, so the rest would reach nothing; "
+                "write fewer soft_tokens, prompt_mode: soft_plus_text, or injection: prepend"
+            )
 
     def load_batch(self, indices: Sequence[int]) -> Batch:
         """Source states and answers of these problems."""
@@ -93,42 +127,61 @@ class Translation:
         )
 
     def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, LossTerm]:
-        """lm: nats per answer token;  info_nce and kl: nats per problem; means over all ranks' batches."""
-        losses = self.config.losses
-        soft = model(*batch.source)  # (B, Q, Dt)
-        terms = {}
-        with_kl = losses.kl.weight > 0 and step > losses.kl.start_step
-        if losses.lm.weight > 0 or with_kl:
-            before = target_input(self.target, soft, self.prompts.visible(batch.indices))
-            logits = answer_logits(self.target, *before, *batch.answer)  # (B, A, V)
-        if losses.lm.weight > 0:
-            nll = token_nll(logits, batch.answer.values) * batch.answer.mask
-            mean = distributed.global_mean(nll.sum(), batch.answer.mask.sum())
-            terms["lm"] = LossTerm(mean, losses.lm.weight)
-        if losses.info_nce.weight > 0 and step > losses.info_nce.start_step:
-            terms["info_nce"] = LossTerm(self._info_nce(soft, batch), losses.info_nce.weight)
-        if with_kl:
-            terms["kl"] = LossTerm(self._kl(logits, batch), losses.kl.weight)
-        return terms
+        """The terms that count in this update; see `Objectives`."""
+        weights = self.config.losses.weights_at(step)
+        lesson, flow = None, None
+        if {"flow", "token_alignment"} & set(weights):
+            lesson = self.objectives.teacher(batch.indices)
+        if not self.bridge.draws_noise:
+            soft = model(*batch.source)  # (B, Q, Dt)
+        else:
+            noise = torch.randn(len(batch.indices), *self.bridge.soft_shape, device=distributed.device())
+            if "flow" in weights:
+                soft, flow = model(*batch.source, noise, lesson)
+            else:
+                soft = model(*batch.source, noise)
+        with_text = self._with_text(batch.indices, step)
+        done = Translated(batch.indices, soft, flow, batch.answer, lesson, with_text)
+        return self.objectives(done, weights)
 
-    def _info_nce(self, soft: Tensor, batch: Batch) -> Tensor:
-        """The other problems of this forward, on all ranks, are the negatives."""
-        ids, mask = self.prompts.question.take(batch.indices, "right")
-        targets = distributed.gather_rows(masked_mean(self.target.embed(ids), mask))  # (ranks * B, Dt)
-        own = torch.arange(len(soft), device=soft.device) + distributed.rank() * len(soft)
-        temperature = self.config.losses.info_nce.temperature
-        each = info_nce_per_row(soft.float().mean(dim=1), targets, own, temperature)
-        return distributed.global_mean(each.sum(), len(each))
+    def _with_text(self, indices: Sequence[int], step: int) -> list[bool] | None:
+        """Which rows still show the text, while the curriculum takes it away."""
+        steps = self.config.text_curriculum_steps
+        if step > steps:
+            return None
+        share = 1 - (step - 1) / steps
+        return (torch.rand(len(indices)) < share).tolist()
 
-    def _kl(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Against the target that reads the whole prompt as text."""
-        tokens = self.config.losses.kl.tokens
-        ids, mask = (block[:, :tokens] for block in batch.answer)
-        with torch.no_grad():
-            before = target_input(self.target, None, self.prompts.prompt.take(batch.indices, "left"))
-            teacher = answer_logits(self.target, *before, ids, mask)
-        each = kl_per_row(logits[:, :tokens], teacher, mask)
-        return distributed.global_mean(each.sum(), len(each))
+    @torch.no_grad()
+    def soft_tokens(self, model: nn.Module, source: Padded, indices: Sequence[int]) -> Tensor:
+        """Soft tokens (B, Q, Dt) in an evaluation, where a problem's noise is its own in any batch."""
+        extra = []
+        if self.bridge.draws_noise:
+            shape, seed = self.bridge.soft_shape, self.config.seed
+            noise = torch.stack([seeded_normal(shape, seed, "evaluate", index) for index in indices])
+            extra = [noise.to(distributed.device())]
+        soft: Tensor = model(*source, *extra)
+        return soft
+
+    def heaviest(self, count: int) -> Sequence[int]:
+        """The problems with the most tokens."""
+        tables = (self.prompts.source, self.prompts.prompt, self.prompts.answer)
+        totals = [sum(lengths) for lengths in zip(*(table.lengths for table in tables), strict=True)]
+        longest = sorted(range(len(totals)), key=totals.__getitem__, reverse=True)
+        return [longest[place % len(longest)] for place in range(count)]
+
+    def heaviest_steps(self, steps: int) -> Sequence[int]:
+        """The last one, the last with `decode`, and the first, whose rows show the text in a curriculum."""
+        found = [steps]
+        if self.config.losses.decode.weight:
+            found.append(steps - steps % self.config.losses.decode.every)
+        if self.config.text_curriculum_steps:
+            found.append(1)
+        return sorted({step for step in found if self.config.losses.weights_at(step)})
+
+    def evaluate_heaviest(self, model: nn.Module) -> None:
+        """See `Evaluator.try_out`."""
+        self.evaluator.try_out(model)
 
     def evaluate(self, model: nn.Module, step: int, label: str) -> dict[str, Metric]:
         """See `Evaluator`."""

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from latentbridge.data.assets import ASSETS
 from latentbridge.errors import ConfigError, RunError
-from latentbridge.translator.model import GatedBridge
+from latentbridge.translator.bridges import Bridge
 
 _BUNDLED = "bundled:"
 _QUERIES = "queries"
 
 
-def warm_start(bridge: GatedBridge, name: str) -> dict[str, Any]:
+def warm_start(bridge: Bridge, name: str) -> dict[str, Any]:
     """Load trained weights into `bridge` and say where they came from, for the run's summary.
 
     name: bundled:NAME, or a folder with model.safetensors
@@ -34,8 +34,10 @@ def warm_start(bridge: GatedBridge, name: str) -> dict[str, Any]:
             f"{path}: not the weights of a bridge of this depth; unmatched: {', '.join(wrong[:5])}. "
             "Set model.depth as it was trained"
         )
-    had, has = len(weights[_QUERIES]), len(own[_QUERIES])
-    weights[_QUERIES] = fewer_queries(weights[_QUERIES], has)
+    had = has = bridge.soft_tokens
+    if _QUERIES in weights:
+        had = len(weights[_QUERIES])
+        weights[_QUERIES] = fewer_queries(weights[_QUERIES], has)
     for key, parameter in own.items():
         if parameter.shape != weights[key].shape:
             raise RunError(

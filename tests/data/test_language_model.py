@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
+from latentbridge.data.decoding import generate
 from latentbridge.data.language_model import (
     FrozenLM,
-    answer_nll,
-    generate,
     hidden_states,
     load_frozen,
     positions,
 )
+from latentbridge.data.scoring import answer_nll
 from latentbridge.data.tokenizers import build_tokenizer
 from latentbridge.errors import ConfigError, PreflightError
 
@@ -77,34 +75,6 @@ def test_answer_nll_sends_gradient_to_the_prefix_and_none_to_padding(lm):
     assert (embeds.grad[~mask] == 0).all()
 
 
-def test_a_reply_does_not_depend_on_its_neighbours_or_padding(lm):
-    together = generate(lm, *read(lm, PROMPTS), max_new_tokens=20)
-    alone = [generate(lm, *read(lm, [prompt]), max_new_tokens=20)[0] for prompt in PROMPTS]
-
-    assert together == alone
-    assert len(set(together)) == 3
-
-
-def test_generate_equals_the_library(lm):
-    ids, mask = lm.encode(PROMPTS, add_bos=True, padding="left")
-    theirs = lm.model.generate(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        max_new_tokens=11,
-        do_sample=False,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
-    theirs = lm.tokenizer.batch_decode(theirs[:, ids.shape[1] :], skip_special_tokens=True)
-
-    assert generate(lm, lm.embed(ids), mask, max_new_tokens=11) == theirs
-
-
-def test_generate_refuses_prompts_padded_on_the_right(lm):
-    with pytest.raises(ValueError, match="on the left"):
-        generate(lm, *read(lm, PROMPTS, padding="right"), max_new_tokens=2)
-
-
 def test_hidden_states_of_a_text_are_the_same_under_either_padding(lm):
     left_ids, left_mask = lm.encode(PROMPTS, add_bos=True, padding="left")
     right_ids, right_mask = lm.encode(PROMPTS, add_bos=True, padding="right")
@@ -127,46 +97,6 @@ def test_positions_count_real_tokens_only():
     mask = torch.tensor([[False, False, True, True], [True, True, True, False]])
 
     assert positions(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
-
-
-class Scripted:
-    """A model that recites one text per row, whatever it reads, and counts its steps."""
-
-    def __init__(self, rows, vocabulary):
-        self.rows, self.vocabulary, self.step = rows, vocabulary, 0
-        self.generation_config = None
-
-    def __call__(self, **inputs):
-        wanted = [row[min(self.step, len(row) - 1)] for row in self.rows]
-        self.step += 1
-        logits = torch.nn.functional.one_hot(torch.tensor(wanted), self.vocabulary).float()[:, None]
-        return SimpleNamespace(logits=logits, past_key_values=None)
-
-
-def recite(texts, max_new_tokens):
-    tokenizer = build_tokenizer("characters")
-    rows = [tokenizer.convert_tokens_to_ids(list(text)) + [2] * text.endswith("7") for text in texts]
-    model = Scripted(rows, len(tokenizer))
-    replies = generate(
-        FrozenLM(model, tokenizer),
-        torch.zeros(len(texts), 3, 5),
-        torch.ones(len(texts), 3, dtype=torch.bool),
-        max_new_tokens,
-    )
-    return replies, model.step
-
-
-def test_generation_stops_once_every_row_has_ended_by_eos_or_answer_line():
-    replies, steps = recite(["3+4=7 #### 7", "#### 12\nQ: What next? #### 13"], max_new_tokens=100)
-
-    assert replies == ["3+4=7 #### 7", "#### 12"]
-    assert steps == 16
-
-
-def test_a_number_that_may_still_grow_is_not_a_completed_answer():
-    replies, _ = recite(["#### 123456789123456789"], max_new_tokens=16)
-
-    assert replies == ["#### 12345678912"]
 
 
 def test_a_saved_model_loads_frozen_and_in_evaluation_mode(lm, tmp_path):

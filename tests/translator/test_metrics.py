@@ -13,6 +13,7 @@ ANSWERS = {
     "source_alone": GOLD,
     "target_alone": GOLD,
     "cut_text": WRONG,
+    "cascade": GOLD,
 }
 NLL = {
     "no_context": 3.0,
@@ -73,6 +74,7 @@ def test_accuracies_count_extracted_answers_that_equal_the_gold_one():
             "source_alone": 1,
             "target_alone": 1,
             "cut_text": 0,
+            "cascade": 1,
         }
     )
 

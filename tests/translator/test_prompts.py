@@ -5,7 +5,7 @@ from latentbridge.data.language_model import load_frozen
 from latentbridge.data.problems import prompt_text
 from latentbridge.errors import ConfigError
 from latentbridge.translator.losses import masked_mean
-from latentbridge.translator.prompts import Prompts, Tokens, refuse_too_long, target_input
+from latentbridge.translator.prompts import Prompts, Tokens
 
 CPU = torch.device("cpu")
 
@@ -30,16 +30,6 @@ def test_widths_are_multiples_of_eight_but_never_more_than_any_row_needs():
 
     assert tokens.take([0, 2], "left").values.shape == (2, 12)
     assert Tokens([[4, 4, 4]], CPU).take([0, 0], "left").mask.all()
-
-
-def test_the_target_reads_bos_then_soft_tokens_then_text(models):
-    target = models[1]
-    soft = torch.randn(2, 3, 20)
-    text = Tokens([[5, 6], [7]], CPU).take([0, 1], "left")
-
-    vectors, mask = target_input(target, soft, text)
-    assert torch.equal(vectors[0], torch.cat([target.embedding[[1]], soft[0], target.embedding[[5, 6]]]))
-    assert mask.tolist() == [[True] * 6, [True, True, True, True, False, True]]
 
 
 def test_soft_only_shows_the_end_of_the_prompt_and_soft_plus_text_all_of_it(configure, models):
@@ -81,9 +71,53 @@ def test_info_nce_targets_differ_although_all_prompts_share_their_worked_example
     assert (shared == shared[0]).all()
 
 
-def test_what_exceeds_a_models_positions_is_refused_before_training(models):
-    refuse_too_long(models[0], 256, "source: a training prompt")
-    with pytest.raises(
-        ConfigError, match="a training prompt can take 257 tokens, but gpt2 has 256 positions"
-    ):
-        refuse_too_long(models[0], 257, "source: a training prompt")
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}[end]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_with_a_chat_template_both_models_read_one_turn_of_a_user(configure, models, monkeypatch):
+    """The seed prompted two instruct models without their template."""
+    for lm in models:
+        monkeypatch.setattr(lm.tokenizer, "chat_template", CHAT)
+    config = configure({"source.chat_template": True, "target.chat_template": True})
+    prompts = Prompts(config, "eval", *models)
+    source, target = (lm.tokenizer for lm in models)
+    prompt = prompt_text(prompts.problems[2], config.problems)
+
+    whole = prompts.source.take([2], "left")
+    assert source.decode(whole.values[0][whole.mask[0]]) == f"<bos>[user]{prompt}[end][assistant]"
+    # the soft tokens come where the user speaks
+    assert target.decode(prompts.target_frame.opening) == "<bos>[user]"
+    assert target.decode(prompts.visible([2]).values[0]) == "A: [end][assistant]"
+    relayed = prompts.relayed(["4 + 4 = 8"], [2])
+    assert target.decode(relayed.values[0][relayed.mask[0]]).endswith(" = 8\nA: [end][assistant]")
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(configure, models):
+    with pytest.raises(ConfigError, match=r"chat_template is true, but the tokenizer of .* has none"):
+        Prompts(configure({"source.chat_template": True}), "eval", *models)
+
+
+def test_an_answer_of_a_turn_of_its_own_starts_without_a_space(configure, models, monkeypatch):
+    gsm8k = {"name": "gsm8k", "train_examples": 4, "eval_examples": 3, "few_shot": 1, "templates": "all"}
+    plain = Prompts(configure({"problems": gsm8k}), "eval", *models)
+    monkeypatch.setattr(models[1].tokenizer, "chat_template", CHAT)
+    chat = Prompts(configure({"problems": gsm8k, "target.chat_template": True}), "eval", *models)
+    first = [
+        models[1].tokenizer.decode(prompts.answer.take([0], "right").values[0][:3])
+        for prompts in (plain, chat)
+    ]
+
+    assert first == [" Ja", "Jan"]
+
+
+def test_what_all_rows_begin_with_is_found_and_can_be_skipped():
+    tokens = Tokens([[9, 8, 7, 1, 2], [9, 8, 7, 3], [9, 8, 7, 1, 5, 6]], CPU)
+
+    assert tokens.shared.tolist() == [9, 8, 7]
+    ids, mask = tokens.take([0, 1], "left", skip=3)
+    assert (ids[:, -2:].tolist(), mask[:, -2:].tolist()) == ([[1, 2], [0, 3]], [[True, True], [False, True]])
+    # one token of every row is left to itself
+    assert Tokens([[4, 4, 4], [4, 4]], CPU).shared.tolist() == [4]

@@ -86,3 +86,26 @@ def test_a_model_folder_that_changed_has_another_key(tmp_path: Path, source):
     (folder / "model.safetensors").write_text("other weights")
 
     assert model_key(str(folder), source) != before
+
+
+def test_prompts_with_a_long_beginning_in_common_have_the_states_they_have_without_sharing(
+    source, tmp_path: Path, monkeypatch
+):
+    """The eight worked examples are nine tenths of a prompt: they are read, and kept, once."""
+    rows = [[1, *range(10, 90), *row] for row in ([5, 6], [7], [8, 9, 4, 3])]
+    prompts = Tokens(rows, CPU)
+    shared = LiveStates(source, 2, prompts)
+    kept = StoredStates(shared, prompts, tmp_path, {}, Mock()).take([1, 2])
+    found = shared.take([1, 2])
+    monkeypatch.setattr("latentbridge.translator.states.WORTH_SHARING", 1000)
+    alone = LiveStates(source, 2, prompts).take([1, 2])
+
+    count = int(found.mask[0].sum()), int(found.mask[1].sum())
+    assert count == (82, 85)
+    for row in range(2):
+        expected = alone.values[row, : count[row]]
+        assert torch.allclose(found.values[row, : count[row]], expected, atol=1e-4)
+        assert torch.allclose(kept.values[row, : count[row]].float(), expected, atol=2e-3)
+    (file,) = tmp_path.glob("*.safetensors")
+    # of 3 rows, 2 + 1 + 4 tokens of width 12 in fp16, and a header
+    assert file.stat().st_size < 7 * 12 * 2 + 400

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from latentbridge.config import Origin, Tree, build, dump
 from latentbridge.job import Run
-from latentbridge.translator import train as module
+from latentbridge.translator import objectives
 from latentbridge.translator.config import TranslatorConfig
 from latentbridge.translator.train import Translation, train
 
@@ -106,20 +106,19 @@ def test_deepspeed_trains_like_plain_torch(trained):
 def test_the_kl_teacher_reads_the_whole_prompt_as_text(configure, make_run, monkeypatch):
     """The seed's teacher read the answer alone."""
     widths: list[int] = []
-    answer_logits = module.answer_logits
+    answer_states = objectives.answer_states
 
-    def spy(lm: Any, vectors: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    def spy(lm: Any, vectors: torch.Tensor, *rest: torch.Tensor, after: Any = None) -> torch.Tensor:
         widths.append(vectors.shape[1])
-        return answer_logits(lm, vectors, *rest)
+        return answer_states(lm, vectors, *rest, after=after)
 
-    monkeypatch.setattr(module, "answer_logits", spy)
+    monkeypatch.setattr(objectives, "answer_states", spy)
     workload = Translation(configure({"losses.kl.weight": 1.0}), make_run())
     batch = workload.load_batch([5, 1])
     terms = workload.losses(workload.model, batch, step=1)
 
-    # <bos>, 3 soft tokens and "A: ";  <bos> and the longer prompt
-    longest = max(workload.prompts.prompt.lengths[index] for index in (5, 1))
-    assert widths == [1 + 3 + 3, 1 + longest]
+    # <bos> and the longer prompt, without soft tokens
+    assert widths == [1 + max(workload.prompts.prompt.lengths[index] for index in (5, 1))]
     assert terms["kl"].value > 0
 
 
@@ -127,13 +126,13 @@ def test_info_nce_looks_for_the_own_question_among_those_of_all_ranks(configure,
     """Whole prompts, cut to their common worked examples, gave the seed a constant (D6)."""
     seen: list[torch.Tensor] = []
 
-    def spy(soft: torch.Tensor, targets: torch.Tensor, own: torch.Tensor, _: float) -> torch.Tensor:
+    def spy(soft: torch.Tensor, targets: torch.Tensor, own: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
         seen.append(targets[own])
         return soft.sum(dim=1)
 
-    monkeypatch.setattr(module, "info_nce_per_row", spy)
-    monkeypatch.setattr(module.distributed, "rank", lambda: 1)
-    monkeypatch.setattr(module.distributed, "gather_rows", lambda rows: torch.cat([rows + 1, rows]))
+    monkeypatch.setattr(objectives, "info_nce_per_row", spy)
+    monkeypatch.setattr(objectives.distributed, "rank", lambda: 1)
+    monkeypatch.setattr(objectives.distributed, "gather_rows", lambda rows: torch.cat([rows + 1, rows]))
     workload = Translation(configure(), make_run())
     workload.losses(workload.model, workload.load_batch([5, 1]), step=1)
 
@@ -174,3 +173,32 @@ def test_a_run_goes_on_where_it_was_stopped(trained, configure, make_run, ranks)
     assert ranks(train, configure({"train.steps": 3}), resumed, world_size=1) != [None]
 
     assert losses(resumed) == losses(whole)
+
+
+def test_the_heaviest_problems_are_the_longest_and_trying_them_out_leaves_nothing_behind(configure, make_run):
+    run = make_run()
+    workload = Translation(configure(), run)
+    heaviest = list(workload.heaviest(3))
+    prompts = workload.prompts
+
+    def size(index: int) -> int:
+        return sum(table.lengths[index] for table in (prompts.source, prompts.prompt, prompts.answer))
+
+    assert [size(index) for index in heaviest] == sorted(map(size, range(12)), reverse=True)[:3]
+    assert len(list(workload.heaviest(15))) == 15
+    workload.evaluate_heaviest(workload.model)
+    assert list(run.folder.path.iterdir()) == []
+
+
+def test_a_source_whose_states_are_stored_leaves_the_device_and_is_back_for_its_own_answers(
+    configure, make_run, monkeypatch
+):
+    moves: list[Any] = []
+    stored = Translation(configure({"cache_source_states": True}), make_run("stored"))
+    monkeypatch.setattr(stored.source.model, "to", moves.append)
+    answers = stored.evaluate(stored.model, 1, "final")["source_alone_accuracy"]
+
+    # once for each of three batches, and away again
+    assert [str(device) for device in moves] == ["cpu"] * 6
+    live = Translation(configure(), make_run("live"))
+    assert live.evaluate(live.model, 1, "final")["source_alone_accuracy"] == answers

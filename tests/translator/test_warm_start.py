@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import save_file
 
 from latentbridge.errors import ConfigError, RunError
+from latentbridge.translator.bridges.gated import GatedBridge
 from latentbridge.translator.config import BridgeConfig
-from latentbridge.translator.model import GatedBridge
 from latentbridge.translator.train import train
 from latentbridge.translator.warm_start import fewer_queries, warm_start
 

@@ -1,4 +1,4 @@
-"""The bridge: learned queries read a source sequence through gated cross-attention and become soft tokens."""
+"""The gated bridge: learned queries read the source through gated cross-attention and become soft tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from latentbridge.nn.attention import MultiHeadAttention
 from latentbridge.nn.ffn import SwiGLU
-from latentbridge.nn.norm import RMSNorm, match_rms
+from latentbridge.nn.norm import RMSNorm
+from latentbridge.translator.bridges.base import Bridge
 from latentbridge.translator.config import BridgeConfig
 
 
@@ -40,16 +41,11 @@ class BridgeBlock(nn.Module):
         return queries
 
 
-class GatedBridge(nn.Module):
-    """Squeezes a source sequence of any length into `soft_tokens` embeddings of the target.
-
-    source_dim: Ds, width of the source states;  target_dim: Dt, width of the target's embeddings
-    target_rms: the scale every soft token is given when `rms_match` is on
-    """
+class GatedBridge(Bridge):
+    """Learned queries, and blocks in which they read the source."""
 
     def __init__(self, config: BridgeConfig, source_dim: int, target_dim: int, target_rms: float) -> None:
-        super().__init__()
-        self.target_rms = target_rms if config.rms_match else None
+        super().__init__(config, target_dim, target_rms)
         self.queries = nn.Parameter(initial_queries(config.soft_tokens, config.dim))
         self.blocks = nn.ModuleList(BridgeBlock(config, source_dim) for _ in range(config.depth))
         self.norm_out = RMSNorm(config.dim)
@@ -61,8 +57,7 @@ class GatedBridge(nn.Module):
         soft = self.queries.expand(hidden.shape[0], -1, -1)  # (B, Q, D)
         for block in self.blocks:
             soft = block(soft, hidden, mask)
-        soft = self.out(self.norm_out(soft))  # (B, Q, Dt)
-        return soft if self.target_rms is None else match_rms(soft, self.target_rms)
+        return self.matched(self.out(self.norm_out(soft)))
 
 
 def initial_queries(soft_tokens: int, dim: int) -> Tensor:
@@ -71,8 +66,3 @@ def initial_queries(soft_tokens: int, dim: int) -> Tensor:
     # on the (Q, D) matrix: a leading batch axis would be taken for the only row, and Q vectors for one
     nn.init.orthogonal_(queries, gain=dim**0.5)
     return queries
-
-
-def embedding_rms(embeddings: Tensor) -> float:
-    """Median over the vocabulary of a row's root mean square; embeddings: (V, Dt)."""
-    return float(embeddings.detach().float().square().mean(dim=-1).sqrt().median())

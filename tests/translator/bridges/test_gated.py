@@ -3,8 +3,9 @@ import torch
 from torch import Tensor
 
 from latentbridge.nn.norm import rms
+from latentbridge.translator.bridges.base import embedding_rms
+from latentbridge.translator.bridges.gated import GatedBridge, initial_queries
 from latentbridge.translator.config import BridgeConfig
-from latentbridge.translator.model import GatedBridge, embedding_rms, initial_queries
 
 
 def small_bridge(**changes: float | bool) -> GatedBridge:
