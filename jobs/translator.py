@@ -19,5 +19,12 @@ def train(config: Config, run: job.Run) -> dict[str, Any] | None:
     return fit(config, run)
 
 
+def rehearsal() -> Any:
+    """What a plan of translators must prove before it is launched."""
+    from latentbridge.translator.rehearsal import TranslatorRehearsal
+
+    return TranslatorRehearsal()
+
+
 if __name__ == "__main__":
     job.main(Config, train)

@@ -233,6 +233,11 @@ class RunDir:
     def manifest(self) -> Path:
         return self.path / "manifest.json"
 
+    @property
+    def first_minute(self) -> Path:
+        """What was tried out before the first update: seconds and peak memory of every phase."""
+        return self.path / "first_minute.json"
+
     def read_manifest(self) -> dict[str, Any]:
         """What manifest.json holds; empty where there is none, as in a folder made by hand."""
         return dict(read_json(self.manifest)) if self.manifest.exists() else {}

@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         ("--skip", "PATTERN", "start all runs but these"),
     ):
         launch.add_argument(flag, metavar=metavar, action="append", default=[], help=text)
+    launch.add_argument(
+        "--no-check",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="leave a check out of the rehearsal; `all` leaves out all. The manifest says so",
+    )
     launch.add_argument("--new", action="store_true", help="start afresh beside an earlier launch of it")
     launch.add_argument("--continue", dest="folder", type=Path, metavar="LAUNCH", help="go on with it")
     launch.add_argument("--no-submit", action="store_true", help="write the run folders, start nothing")
@@ -124,7 +131,14 @@ def _launch(args: argparse.Namespace) -> int:
     if args.dry_run:
         launcher.dry_run(plan)
         return 0
-    launch = launcher.launch(plan, folder=args.folder, is_new=args.new, only=args.only, skip=args.skip)
+    launch = launcher.launch(
+        plan,
+        folder=args.folder,
+        is_new=args.new,
+        only=args.only,
+        skip=args.skip,
+        no_check=args.no_check,
+    )
     return 0 if args.no_submit else launcher.go_on(launch)
 
 

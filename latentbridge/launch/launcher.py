@@ -6,12 +6,14 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from latentbridge.errors import ConfigError, SchedulerError
 from latentbridge.launch import submit
 from latentbridge.launch.advance import Advance, advance
 from latentbridge.launch.checks.names import known_nodes
 from latentbridge.launch.checks.preflight import preflight
+from latentbridge.launch.checks.rehearse import can_rehearse, rehearse
 from latentbridge.launch.cluster import check_executor
 from latentbridge.launch.lease import LEASE_S, lease
 from latentbridge.launch.orders import find_skipped, select
@@ -28,15 +30,25 @@ EXIT_FAILED, EXIT_BUDGET, EXIT_TRY_AGAIN = 1, 3, 75
 PATIENCE_S = LEASE_S + 5
 
 
-def launch(plan: Plan, *, folder: Path | None, is_new: bool, only: list[str], skip: list[str]) -> Launch:
+def launch(
+    plan: Plan, *, folder: Path | None, is_new: bool, only: list[str], skip: list[str], no_check: list[str]
+) -> Launch:
     """The launch folder to work on, checked, made anew or found again, and brought up to date; says which.
 
     folder: one to go on with;  is_new: make one whatever there is;  only, skip: patterns of run names
+    no_check: checks that its rehearsal leaves out
     """
     runs = plan.root / "runs"
     skipped = find_skipped([cell.name for cell in plan.cells], only, skip)
-    plan, limits = _checked(plan, is_first=folder is None and (is_new or find_launch(plan, runs) is None))
+    is_first = folder is None and (is_new or find_launch(plan, runs) is None)
+    plan, limits = _checked(plan, is_first)
     display.console.print(display.plan_table(plan))
+    if no_check and not is_first:
+        raise ConfigError(
+            "--no-check: these runs exist already, and what was checked was settled when they were made; "
+            "leave it out, or make them anew with --new"
+        )
+    rehearsed = _rehearsed(plan, no_check) if is_first else {}
     runs.mkdir(exist_ok=True)
     # two launchers of one plan make one folder
     with lease(runs / f".{plan.id}.lock", f"the plan {plan.spec.name} ({plan.id})", PATIENCE_S):
@@ -44,7 +56,7 @@ def launch(plan: Plan, *, folder: Path | None, is_new: bool, only: list[str], sk
         if made is None:
             sweep_drafts(runs, plan.spec.name)
             twins, num_outdated = ({}, 0) if is_new else find_twins(plan, runs)
-            made = write_launch(plan, runs, [Path(sys.argv[0]).name, *sys.argv[1:]], limits, twins)
+            made = write_launch(plan, runs, [Path(sys.argv[0]).name, *sys.argv[1:]], limits, twins, rehearsed)
             print(f"made {made.path}")
             display.show_twins(twins, num_outdated)
         else:
@@ -52,6 +64,18 @@ def launch(plan: Plan, *, folder: Path | None, is_new: bool, only: list[str], sk
             made = _updated(made, plan, limits)
         select(made, skipped)
         return made
+
+
+def _rehearsed(plan: Plan, no_check: list[str]) -> dict[str, Any]:
+    """What the plan's rehearsal showed, by run; PreflightError where it failed."""
+    if not can_rehearse(plan):
+        return {cell.name: {"checks": {}, "off": no_check} for cell in plan.cells} if no_check else {}
+    with display.console.status("rehearsal: starting") as line:
+        report = rehearse(
+            plan, no_check, lambda done, total, what: line.update(f"rehearsal: {done}/{total}: {what}")
+        )
+    display.console.print(display.rehearsal_table(report))
+    return {cell.name: report.as_record(cell.name) for cell in plan.cells}
 
 
 def _named(plan: Plan, folder: Path) -> Launch:

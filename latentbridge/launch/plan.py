@@ -114,10 +114,12 @@ def write_launch(
     argv: list[str],
     limits: Limits | None,
     twins: Mapping[str, list[str]] = MappingProxyType({}),
+    rehearsed: Mapping[str, Any] = MappingProxyType({}),
 ) -> Launch:
     """Make the launch folder: complete, or not at all.
 
     twins: by name of a run, the runs of earlier launches that are the same experiment (LAUNCH/RUN)
+    rehearsed: by name of a run, what its rehearsal showed
     """
     runs.mkdir(parents=True, exist_ok=True)
     final = _free_name(runs, plan.spec.name)
@@ -137,7 +139,7 @@ def write_launch(
             "command": argv,
         }
         for cell in plan.cells:
-            _write_run(plan, cell, draft / cell.name, shared)
+            _write_run(plan, cell, draft / cell.name, {**shared, "rehearsal": rehearsed.get(cell.name)})
         # from the start: a network disk may go on denying for a while a file that it has denied once
         Ledger(draft).order(Orders())
         if limits:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from latentbridge.errors import ConfigError, RunError
 from latentbridge.job import Run
 from latentbridge.metric import Metric
-from latentbridge.rundir import keep_records
+from latentbridge.rundir import keep_records, write_json
 from latentbridge.train import checkpoint, distributed
 from latentbridge.train.config import EarlyStopConfig, OptimConfig, TrainConfig
 from latentbridge.train.engine import build_engine
+from latentbridge.train.first_minute import Weighable, first_minute
 from latentbridge.train.optim import lr_factor
 from latentbridge.train.seeding import SampleOrder, reseed
 from latentbridge.train.stopping import StopPoll
@@ -140,7 +141,17 @@ class _Loop:
         self.stop = StopPoll(run)
         self.saved_step = -1
         self._resume()
+        if self.state.step == 0 and isinstance(workload, Weighable) and self._is_tried_out():
+            found = first_minute(workload, self.engine, config.train.steps, run)
+            if run.is_main:
+                write_json(run.folder.first_minute, found)
         self.engine.set_training(True)
+
+    def _is_tried_out(self) -> bool:
+        """Whether there is a device to fill up, and nobody asked to leave that out (`--no-check`)."""
+        off = (self.run.folder.read_manifest().get("rehearsal") or {}).get("off", [])
+        wanted = torch.cuda.is_available() and not {"first_minute", "all"} & {*off}
+        return distributed.from_rank_0(wanted and self.config.train.steps > 0)
 
     def train(self) -> bool:
         """Make updates and evaluations until done; False if stopped before that, at a checkpoint."""

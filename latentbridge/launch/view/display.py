@@ -30,6 +30,7 @@ from latentbridge.launch.view.overview import (
 )
 
 if TYPE_CHECKING:
+    from latentbridge.launch.checks.rehearse import Report
     from latentbridge.launch.local import LocalPool
     from latentbridge.launch.plan import Plan
     from latentbridge.launch.record import Launch
@@ -79,6 +80,19 @@ def _plan_rows(plan: Plan, title: str) -> Table:
 def _plan_group_rows(plan: Plan, title: str) -> Table:
     title = f"{title}, from {plan.cells[0].name} to {plan.cells[-1].name}"
     return _table(title, ["runs", "nodes x ranks", "vary"], [list(group) for group in plan_groups(plan)])
+
+
+def rehearsal_table(report: Report) -> RenderableType:
+    """A line for every check: of how many runs it holds, and what it showed of the first."""
+    names = dict.fromkeys(verdict.check for verdict in report.verdicts)
+    rows = []
+    for name in names:
+        verdicts = [verdict for verdict in report.verdicts if verdict.check == name]
+        rows.append([name, str(sum(len(verdict.runs) for verdict in verdicts)), verdicts[0].text])
+    rows += [[name, "-", "left out (--no-check)"] for name in report.off]
+    cost = "known from before" if report.seconds is None else f"{report.seconds:.0f} s"
+    part = "" if report.sample[0] == report.sample[1] else ", {} of {} cells".format(*report.sample)
+    return _table(f"rehearsal on tiny models: {cost}{part}", ["check", "runs", "shows"], rows)
 
 
 def show_twins(twins: Mapping[str, list[str]], num_outdated: int) -> None:

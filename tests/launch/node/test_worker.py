@@ -35,7 +35,7 @@ def plan(project, write_spec, monkeypatch):
     def make(settings: str, hang_s: float | None = None, **rules: object):
         write_spec(f"name: s\njob: mishap\ncluster: local\nretry: {rules}\nruns: {{a: {settings}}}")
         planned = make_plan("spec", cluster=None, settings=[], root=project)
-        made = launcher.launch(planned, folder=None, is_new=True, only=[], skip=[])
+        made = launcher.launch(planned, folder=None, is_new=True, only=[], skip=[], no_check=[])
         if hang_s is not None:  # a spec knows whole minutes
             record = read_json(made.path / "plan.json")
             write_json(made.path / "plan.json", record | {"hang_timeout_min": hang_s / 60})

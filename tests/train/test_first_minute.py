@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from latentbridge.rundir import RunDir, read_json, read_jsonl, write_json
+from latentbridge.train import loop
+from latentbridge.train.loop import LossTerm
+
+
+@pytest.fixture
+def heavy(toy: Any) -> type:
+    class Heavy(toy.Workload):  # type: ignore[misc,name-defined]
+        """The toy, whose last examples are the heaviest."""
+
+        def heaviest(self, count: int) -> Sequence[int]:
+            self.tried = [count]
+            return range(self.num_examples - count, self.num_examples)
+
+        def heaviest_steps(self, steps: int) -> Sequence[int]:
+            return [1, steps]
+
+        def evaluate_heaviest(self, model: nn.Module) -> None:
+            assert not self.model.training and not torch.is_grad_enabled()
+            model(self.inputs)
+
+    return Heavy
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if there were a device to fill up."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    asked = loop._Loop._is_tried_out
+
+    def tried_out(self: Any) -> bool:
+        off = (self.run.folder.read_manifest().get("rehearsal") or {}).get("off", [])
+        return "first_minute" not in off or asked(self)
+
+    monkeypatch.setattr(loop._Loop, "_is_tried_out", tried_out)
+
+
+def curve(folder: Path) -> list[tuple[float, float]]:
+    return [(record["loss"], record["grad_norm"]) for record in read_jsonl(RunDir(folder).train_log)]
+
+
+def found(folder: Path) -> dict[str, Any]:
+    return dict(read_json(RunDir(folder).first_minute))
+
+
+@pytest.mark.parametrize(
+    "engine", [{"engine": "torch"}, {"zero_stage": 1}, {"zero_stage": 2}, {"zero_stage": 3}]
+)
+def test_trying_everything_out_changes_nothing_that_follows(
+    ranks: Any, toy: Any, heavy: type, on_gpu: None, tmp_path: Path, engine: dict[str, Any]
+) -> None:
+    config = toy.make_config(**engine)
+    ranks(toy.run, tmp_path / "tried", config, heavy(dropout=0.3))
+    ranks(toy.run, tmp_path / "plain", config, toy.Workload(dropout=0.3))
+
+    assert curve(tmp_path / "tried") == curve(tmp_path / "plain")
+    assert list(found(tmp_path / "tried")) == ["update", "evaluation", "checkpoint"]
+    assert not RunDir(tmp_path / "plain").first_minute.exists()
+    assert not list((tmp_path / "tried" / "checkpoints").glob("first*"))
+
+
+def test_a_term_that_trains_nothing_ends_the_run_before_its_first_update(
+    ranks: Any, toy: Any, heavy: type, on_gpu: None, tmp_path: Path
+) -> None:
+    class Constant(heavy):  # type: ignore[misc,valid-type]
+        def losses(self, model: nn.Module, batch: Any, step: int) -> dict[str, LossTerm]:
+            terms = super().losses(model, batch, step)
+            return terms | {"size": LossTerm(terms["size"].value * 0.0, 0.01)}
+
+    with pytest.raises(
+        pytest.fail.Exception, match=r"losses.size weighs 0.01, but has no gradient and trains nothing"
+    ):
+        ranks(toy.run, tmp_path / "run", toy.make_config(engine="torch"), Constant(), world_size=1)
+    assert not RunDir(tmp_path / "run").train_log.exists()
+
+
+def test_a_run_that_goes_on_tries_nothing_out_again(
+    ranks: Any, toy: Any, heavy: type, on_gpu: None, tmp_path: Path
+) -> None:
+    ranks(toy.run, tmp_path / "run", toy.make_config(engine="torch", steps=2), heavy(), world_size=1)
+    RunDir(tmp_path / "run").first_minute.unlink()
+    ranks(toy.run, tmp_path / "run", toy.make_config(engine="torch", steps=4), heavy(), world_size=1)
+
+    assert not RunDir(tmp_path / "run").first_minute.exists()
+
+
+def test_it_can_be_left_out_and_the_manifest_says_so(
+    ranks: Any, toy: Any, heavy: type, on_gpu: None, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run" / "manifest.json", {"rehearsal": {"checks": {}, "off": ["first_minute"]}})
+    ranks(toy.run, tmp_path / "run", toy.make_config(engine="torch"), heavy(), world_size=1)
+
+    assert not RunDir(tmp_path / "run").first_minute.exists()
