@@ -28,6 +28,8 @@ JobConfigT = TypeVar("JobConfigT", bound=JobConfig)
 ATTEMPT_VARIABLE = "LATENTBRIDGE_ATTEMPT_DIR"
 # pid on this host of the worker (for a rank) or launcher (for a worker) without which it must not run
 GUARDIAN_VARIABLE = "LATENTBRIDGE_GUARDIAN"
+# what `--no-check` calls every check together
+ALL_CHECKS = "all"
 STOP_REQUEST = "stop_requested"
 CHECKPOINTED = "checkpointed.json"
 # set by torchrun: which node of the job this rank is on
@@ -67,6 +69,11 @@ class Run:
     def backoff(self) -> int:
         """How many times the micro-batch is to be halved, because the device ran out of memory before."""
         return int(self.folder.read_manifest().get("backoff", 0))
+
+    def leaves_out(self, check: str) -> bool:
+        """Whether somebody asked, at the launch, not to make this check of the rehearsal."""
+        rehearsal = self.folder.read_manifest().get("rehearsal") or {}
+        return not {check, ALL_CHECKS}.isdisjoint(rehearsal.get("off", []))
 
     def announce(self) -> None:
         """Say in the attempt which process this rank is, and from now on where it stands on SIGQUIT."""

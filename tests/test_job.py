@@ -200,3 +200,14 @@ def test_a_disk_that_stumbles_ends_no_training(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setattr(job, "write_json", stumble)
 
     run.progress("training", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("off", "left_out"), [([], False), (["labels"], False), (["gradients"], True), (["all"], True)]
+)
+def test_a_check_is_left_out_where_the_launch_wrote_so(tmp_path, off, left_out):
+    run = Run(RunDir(tmp_path))
+    assert not run.leaves_out("gradients")
+    run.folder.write_manifest({"rehearsal": {"checks": {}, "off": off}})
+
+    assert run.leaves_out("gradients") is left_out

@@ -1,4 +1,4 @@
-"""Attention of one new token without copying keys and values once for each query head that shares them."""
+"""Attention for two cases that transformers has no fast path for: one new token, and rows laid end to end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def attend(
 ) -> tuple[Tensor, None]:
     """As transformers calls it; query: (B, H, T, D), key and value: (B, Hkv, S, D); gives (B, T, H, D).
 
-    The query heads that share a key head are looked at as so many queries of it: nothing is expanded.
+    One new token: the query heads that share a key head are looked at as so many queries of it, so that keys
+    and values are not copied for each.
     cu_seq_lens_q, max_length_q (among `others`): rows of one batch lie end to end, and B is 1
     """
     B, H, T, D = query.shape
@@ -56,9 +57,9 @@ def _packed(
     query: Tensor, key: Tensor, value: Tensor, ends: Tensor, longest: int, scaling: float | None
 ) -> Tensor:
     """Causal attention within each row: (1, H, N, D) to (1, N, H, D); ends: (rows + 1,) int32."""
-    if scaling is not None:
-        # the kernel's own scale is 1 / sqrt(D)
-        query = query * (scaling * query.shape[-1] ** 0.5) if scaling != query.shape[-1] ** -0.5 else query
+    own = query.shape[-1] ** -0.5
+    if scaling not in (None, own):
+        query = query * (scaling / own)  # the kernel only knows its own
     shared = query.shape[1] // key.shape[1]
     rows = [block[0].transpose(0, 1) for block in (query, key, value)]  # (N, H, D) each
     rows[1:] = [block.repeat_interleave(shared, dim=1) for block in rows[1:]]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentbridge.data.language_model import FrozenLM, causal_mask, positions
+from latentbridge.data.language_model import TOKENS_AT_ONCE, FrozenLM, causal_mask, positions
 
 # a completed answer line ends a reply; pretrained models go on to invent the next question
 _ANSWER_LINE = re.compile(r"#### -?[0-9.,]+(?=\n)")
@@ -25,8 +25,6 @@ _TAIL = 2 * _STEPS_BETWEEN_CHECKS
 _BUCKET = 64
 # places for tokens in one block: 13 GB where a token takes 128 KB, as in 8 B models of today
 _TOKENS_IN_MEMORY = 98_304
-# tokens of prompts read at once
-_TOKENS_AT_ONCE = 16_384
 # blocks a model keeps: one after soft tokens, one after whole prompts
 _BLOCKS = 2
 
@@ -166,7 +164,7 @@ class _Block:
         total, width = mask.shape
         self._slots.slot = None
         place = positions(mask)
-        together = max(1, _TOKENS_AT_ONCE // width)
+        together = max(1, TOKENS_AT_ONCE // width)
         states = torch.cat(
             [
                 self._read_rows(embeds, mask, place, slice(start, min(start + together, total)))

@@ -18,6 +18,9 @@ from torch import Tensor
 from latentbridge.data.assets import resolve_model
 from latentbridge.errors import ConfigError, PreflightError
 
+# tokens that a model reads at once where nothing is trained, so that memory does not depend on the batch
+TOKENS_AT_ONCE = 16_384
+
 
 @dataclass(frozen=True)
 class FrozenLM:
@@ -119,6 +122,11 @@ def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"]) -> tuple[
     ids = np.zeros(mask.shape, dtype=np.int64)
     ids[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64)
     return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def to_device(block: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device without making the host wait for what the device is doing."""
+    return block.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else block
 
 
 def positions(mask: Tensor) -> Tensor:

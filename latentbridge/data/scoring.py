@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from latentbridge.data.attention import NAME, can_pack
-from latentbridge.data.language_model import FrozenLM, positions
+from latentbridge.data.language_model import FrozenLM, positions, to_device
 from latentbridge.data.prefix import Prefix
 
 # tokens of one pack: a token's attention to all of them then costs a tenth of its products with the weights
@@ -102,18 +102,18 @@ def packed_answer_states(
             rows += [row] * answer
             columns += range(answer)
         table = torch.tensor([index, segments, places], device="cpu")
-        index_at, segment, place = _to(table, before.device)
+        index_at, segment, place = to_device(table, before.device)
         inputs = {"inputs_embeds": embeds.flatten(0, 1)[index_at][None], "position_ids": place[None]}
         if is_ragged:
-            ends = _to(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), before.device)
+            ends = to_device(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), before.device)
             # not looked at, but transformers would make one
             mask = segment.new_ones(1, 1, dtype=torch.bool)
             inputs |= {"cu_seq_lens_q": ends, "max_length_q": max(lengths)}
         else:
             mask = (segment[:, None] == segment) & (place[:, None] >= place)
         output = lm.model.base_model(**inputs, attention_mask=mask[None, None], use_cache=False)
-        parts.append(output.last_hidden_state[0][_to(torch.tensor(predicts), before.device)])
-    where = _to(torch.tensor([rows, columns]), before.device)
+        parts.append(output.last_hidden_state[0][to_device(torch.tensor(predicts), before.device)])
+    where = to_device(torch.tensor([rows, columns]), before.device)
     return PackedAnswers(torch.cat(parts), where[0], where[1])
 
 
@@ -147,11 +147,6 @@ def _packs(lengths: Sequence[int]) -> Iterator[list[int]]:
         pack.append(row)
         total += length
     yield pack
-
-
-def _to(table: Tensor, device: torch.device) -> Tensor:
-    """Copy without making the host wait for what the device is doing."""
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table
 
 
 def token_nll(lm: FrozenLM, states: Tensor, ids: Tensor) -> Tensor:

@@ -61,6 +61,12 @@ class PretrainConfig(JobConfig):
         return "accuracy", "answer_nll"
 
     @model_validator(mode="after")
+    def _something_is_trained(self) -> PretrainConfig:
+        if not self.train.steps:
+            raise ValueError("train.steps is 0; a model with random weights is not worth an export")
+        return self
+
+    @model_validator(mode="after")
     def _problems_are_short(self) -> PretrainConfig:
         if self.problems.name != "word_problems":
             raise ValueError("problems.name must be word_problems; the small tokenizers are made from those")

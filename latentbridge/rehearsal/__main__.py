@@ -5,8 +5,8 @@ The launcher calls it before anything is queued; it never imports torch itself.
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 from pathlib import Path
 
 from latentbridge.errors import LatentbridgeError
@@ -15,7 +15,10 @@ from latentbridge.rundir import read_json, write_json
 
 
 def main() -> None:
-    request, report = map(Path, sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("request", type=Path)
+    parser.add_argument("report", type=Path)
+    args = parser.parse_args()
     # what libraries print is none of the launcher's business
     progress = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -24,9 +27,10 @@ def main() -> None:
         progress.write(f"{done} {total} {what}\n")
 
     try:
-        write_json(report, conduct(read_json(request), request.parent, say))
+        found = conduct(read_json(args.request), args.request.parent, say)
     except LatentbridgeError as error:
-        sys.exit(str(error))
+        found = {"error": str(error)}
+    write_json(args.report, found)
 
 
 if __name__ == "__main__":

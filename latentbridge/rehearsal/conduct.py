@@ -15,14 +15,12 @@ from latentbridge.config import JobConfig, Origin, Tree, build, config_id, dump
 from latentbridge.errors import ConfigError, LatentbridgeError
 from latentbridge.rehearsal.ablation import Ablation, Cell
 from latentbridge.rehearsal.checks import CHECKS
-from latentbridge.rehearsal.contract import Caught, Check, Rehearsal, Stage
+from latentbridge.rehearsal.contract import Caught, Rehearsal, Stage
 from latentbridge.rehearsal.fingerprint import fingerprint
+from latentbridge.train.first_minute import FIRST_MINUTE
 
-ABLATION = Check(
-    "ablation", "three published ablations that were one config; a dead balance weight", lambda _: ""
-)
-# made by the job itself, at full size
-FIRST_MINUTE = "first_minute"
+# the check of cells against each other
+ABLATION = "ablation"
 # told for each progress: (checks done, all, what comes next)
 Say = Callable[[int, int, str], None]
 
@@ -43,7 +41,8 @@ def conduct(request: dict[str, Any], folder: Path, say: Say) -> dict[str, Any]:
 
 
 def _refuse_unknown(off: Sequence[str], rehearsal: Rehearsal) -> None:
-    known = [check.name for check in (*CHECKS, *rehearsal.checks, ABLATION)] + [FIRST_MINUTE]
+    known = [check.name for check in (*CHECKS, *rehearsal.checks)]
+    known += [ABLATION, FIRST_MINUTE]
     if unknown := [name for name in off if name not in known]:
         raise ConfigError(
             f"--no-check {unknown[0]}: there is no such check; checks: {', '.join(known)}, or all"
@@ -88,9 +87,9 @@ class _Plan:
             runs = [run for cell in cells for run in cell.runs]
             for check in checks:
                 self._say(done, total, f"{check.name} of {runs[0]}")
-                yield _verdict(check, runs, partial(check.prove, stage))
+                yield _verdict(check.name, runs, partial(check.prove, stage))
                 done += 1
-        if ABLATION.name in self._off:
+        if ABLATION in self._off:
             return
         ablation = Ablation(
             self._config_class,
@@ -148,7 +147,7 @@ def _judge(
     return f"{count} overrides, each with an effect" if count else "the base as it is"
 
 
-def _verdict(check: Check, runs: Sequence[str], prove: Callable[[], str]) -> dict[str, Any]:
+def _verdict(check: str, runs: Sequence[str], prove: Callable[[], str]) -> dict[str, Any]:
     try:
         text, is_good = prove(), True
     except (Caught, LatentbridgeError) as found:
@@ -157,7 +156,7 @@ def _verdict(check: Check, runs: Sequence[str], prove: Callable[[], str]) -> dic
         where = traceback.extract_tb(error.__traceback__)[-1]
         text = f"it breaks: {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
         is_good = False
-    return {"check": check.name, "runs": list(runs), "ok": is_good, "text": text}
+    return {"check": check, "runs": list(runs), "ok": is_good, "text": text}
 
 
 def _load(path: Path) -> Any:

@@ -30,13 +30,9 @@ class Caught(Exception):
 
 @dataclass(frozen=True)
 class Check:
-    """One proof: `prove` returns a line of evidence, or raises Caught.
-
-    catches: what went wrong for want of it
-    """
+    """One proof: `prove` returns a line of evidence, or raises Caught."""
 
     name: str
-    catches: str
     prove: Callable[[Stage], str]
 
 

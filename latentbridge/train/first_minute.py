@@ -20,6 +20,9 @@ from latentbridge.train import distributed
 from latentbridge.train.engine import Engine
 from latentbridge.train.seeding import reseed
 
+# its name among the checks that can be left out
+FIRST_MINUTE = "first_minute"
+
 
 @runtime_checkable
 class Weighable(Protocol):

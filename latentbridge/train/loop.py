@@ -16,7 +16,7 @@ from latentbridge.rundir import keep_records, write_json
 from latentbridge.train import checkpoint, distributed
 from latentbridge.train.config import EarlyStopConfig, OptimConfig, TrainConfig
 from latentbridge.train.engine import build_engine
-from latentbridge.train.first_minute import Weighable, first_minute
+from latentbridge.train.first_minute import FIRST_MINUTE, Weighable, first_minute
 from latentbridge.train.optim import lr_factor
 from latentbridge.train.seeding import SampleOrder, reseed
 from latentbridge.train.stopping import StopPoll
@@ -149,8 +149,7 @@ class _Loop:
 
     def _is_tried_out(self) -> bool:
         """Whether there is a device to fill up, and nobody asked to leave that out (`--no-check`)."""
-        off = (self.run.folder.read_manifest().get("rehearsal") or {}).get("off", [])
-        wanted = torch.cuda.is_available() and not {"first_minute", "all"} & {*off}
+        wanted = torch.cuda.is_available() and not self.run.leaves_out(FIRST_MINUTE)
         return distributed.from_rank_0(wanted and self.config.train.steps > 0)
 
     def train(self) -> bool:

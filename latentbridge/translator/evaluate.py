@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latentbridge.data.cache import cached_json
 from latentbridge.data.decoding import generate, release
-from latentbridge.data.language_model import FrozenLM, hidden_states
+from latentbridge.data.language_model import TOKENS_AT_ONCE, FrozenLM, hidden_states
 from latentbridge.data.problems import prompt_text
 from latentbridge.data.scoring import answer_nll
 from latentbridge.job import Run
@@ -28,9 +28,6 @@ from latentbridge.translator.prompts import Padded, Prompts, Tokens
 from latentbridge.translator.states import SourceStates, digest, model_key
 
 T = TypeVar("T")
-
-# tokens that the target reads at once where nothing is trained
-_TOKENS_AT_ONCE = 16_384
 
 
 class Evaluator:
@@ -194,7 +191,7 @@ class Evaluator:
     def _nll(self, before: Padded, indices: Sequence[int]) -> list[float]:
         """Nats per answer token, of a few rows at a time: whole prompts are long."""
         answer = self.prompts.answer.take(indices, "right")
-        rows = max(1, _TOKENS_AT_ONCE // (before.mask.shape[1] + answer.mask.shape[1]))
+        rows = max(1, TOKENS_AT_ONCE // (before.mask.shape[1] + answer.mask.shape[1]))
         found: list[float] = []
         for start in range(0, len(indices), rows):
             part = slice(start, start + rows)

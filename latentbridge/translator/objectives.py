@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from latentbridge.data.language_model import FrozenLM
+from latentbridge.data.language_model import FrozenLM, to_device
 from latentbridge.data.prefix import WORTH_SHARING, Prefix
 from latentbridge.data.scoring import PackedAnswers, answer_states, packed_answer_states, token_nll
 from latentbridge.train import distributed
@@ -22,7 +22,7 @@ from latentbridge.translator.losses import (
     masked_mean,
     squared_error_per_row,
 )
-from latentbridge.translator.prompts import Padded, Prompts, to_device
+from latentbridge.translator.prompts import Padded, Prompts
 from latentbridge.translator.teacher import Lesson, Teacher
 
 

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from latentbridge.data.config import ProblemsConfig
-from latentbridge.data.language_model import FrozenLM, pad, token_ids
+from latentbridge.data.language_model import FrozenLM, pad, to_device, token_ids
 from latentbridge.data.problems import Problem, Split, answer_text, load_problems, prompt_text, target_cue
 from latentbridge.errors import ConfigError
 from latentbridge.translator.config import LanguageModelConfig, TranslatorConfig
 
 _ENCODE_AT_ONCE = 20_000
 # widths of batches are multiples of this: attention kernels are planned anew for every shape they meet
-BUCKET = 8
+_BUCKET = 8
 
 
 class Padded(NamedTuple):
@@ -57,7 +57,7 @@ class Tokens:
         skip: tokens to leave out at the beginning of each
         """
         longest = max(self.lengths[index] for index in indices) - skip
-        width = min(-(-longest // BUCKET) * BUCKET, self._ids.shape[1] - skip)
+        width = min(-(-longest // _BUCKET) * _BUCKET, self._ids.shape[1] - skip)
         rows = to_device(torch.tensor(indices), self.device)
         lengths = self._device_lengths[rows, None] - skip  # (B, 1)
         places = torch.arange(width, device=self.device).expand(len(rows), width)
@@ -70,11 +70,6 @@ class Tokens:
 
 def _widen(block: Tensor, width: int) -> Tensor:
     return torch.nn.functional.pad(block, (0, width - block.shape[1]))
-
-
-def to_device(block: Tensor, device: torch.device) -> Tensor:
-    """Copy to the device without making the host wait for what the device is doing."""
-    return block.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else block
 
 
 # where the problems of a split come from

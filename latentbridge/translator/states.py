@@ -13,14 +13,19 @@ from torch import Tensor
 
 from latentbridge.data.assets import resolve_model
 from latentbridge.data.cache import cached_tensors
-from latentbridge.data.language_model import FrozenLM, hidden_states, refuse_missing_layer
+from latentbridge.data.language_model import (
+    TOKENS_AT_ONCE,
+    FrozenLM,
+    hidden_states,
+    refuse_missing_layer,
+    to_device,
+)
 from latentbridge.data.prefix import WORTH_SHARING, Prefix
 from latentbridge.errors import RunError
 from latentbridge.train import distributed
-from latentbridge.translator.prompts import Padded, Tokens, to_device
+from latentbridge.translator.prompts import Padded, Tokens
 
 _CHUNK = 64
-_TOKENS_AT_ONCE = 16_384
 
 
 class SourceStates(Protocol):
@@ -56,7 +61,7 @@ class LiveStates:
         prefix = self.prefix
         ids, mask = self._prompts.take(indices, "right", skip=0 if prefix is None else prefix.length)
         # a few rows at a time: without gradient no speed is lost, and memory does not depend on the batch
-        rows = max(1, _TOKENS_AT_ONCE // ids.shape[1])
+        rows = max(1, TOKENS_AT_ONCE // ids.shape[1])
         parts = [
             self._read(ids[start : start + rows], mask[start : start + rows])
             for start in range(0, len(ids), rows)

@@ -4,7 +4,6 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from latentbridge.data.attention import NAME
 from latentbridge.data.decoding import generate
@@ -14,24 +13,10 @@ from latentbridge.data.tokenizers import build_tokenizer
 PROMPTS = ["Tom has 3 cards and finds 14 more. A: ", "A: ", "How many? A: "]
 
 
-@pytest.fixture(params=["llama", "grouped llama", "gpt2"])
-def lm(request) -> FrozenLM:
-    torch.manual_seed(3)
-    tokenizer = build_tokenizer("characters")
-    if request.param == "gpt2":
-        config = GPT2Config(vocab_size=len(tokenizer), n_embd=24, n_layer=2, n_head=3, initializer_range=0.3)
-    else:
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=24,
-            intermediate_size=40,
-            num_hidden_layers=2,
-            num_attention_heads=6,
-            num_key_value_heads=2 if request.param == "grouped llama" else 6,
-            initializer_range=0.3,
-        )
-    model = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    return FrozenLM(model, tokenizer)
+@pytest.fixture(params=[("llama", 6, None), ("llama", 6, 2), ("gpt2", 3, None)], ids=str)
+def lm(request, tiny_lm) -> FrozenLM:
+    family, heads, kv_heads = request.param
+    return tiny_lm(family, "characters", heads, kv_heads)
 
 
 def read(lm: FrozenLM, texts: list[str], padding: Any = "left") -> tuple[torch.Tensor, torch.Tensor]:

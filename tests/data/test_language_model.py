@@ -4,44 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from latentbridge.data.decoding import generate
 from latentbridge.data.language_model import (
-    FrozenLM,
     hidden_states,
     load_frozen,
     positions,
 )
 from latentbridge.data.scoring import answer_nll
-from latentbridge.data.tokenizers import build_tokenizer
 from latentbridge.errors import ConfigError, PreflightError
 
 PROMPTS = ["Kofi has 3 tiles.\nA: ", "A: ", "Zoe ties up 12 parcels of 7 figs each.\nA: "]
 ANSWERS = ["3+4=7 #### 7", "12/3=4 #### 4", "2*2=4 4-3=1 #### 1"]
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
-def lm(request):
-    torch.manual_seed(3)
-    if request.param == "llama":
-        tokenizer = build_tokenizer("bpe")
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=24,
-            intermediate_size=40,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            initializer_range=0.3,
-        )
-    else:
-        tokenizer = build_tokenizer("characters")
-        config = GPT2Config(
-            vocab_size=len(tokenizer), n_embd=24, n_layer=2, n_head=3, n_positions=128, initializer_range=0.3
-        )
-    model = AutoModelForCausalLM.from_config(config)
-    return FrozenLM(model.eval().requires_grad_(False), tokenizer)
+@pytest.fixture(scope="module", params=[("llama", "bpe", 4, 2), ("gpt2", "characters", 3)], ids=str)
+def lm(request, tiny_lm):
+    return tiny_lm(*request.param)
 
 
 def read(lm, texts, padding="left"):

@@ -10,6 +10,7 @@ from torch import nn
 
 from latentbridge.rundir import RunDir, read_json, read_jsonl, write_json
 from latentbridge.train import loop
+from latentbridge.train.first_minute import FIRST_MINUTE
 from latentbridge.train.loop import LossTerm
 
 
@@ -35,14 +36,7 @@ def heavy(toy: Any) -> type:
 @pytest.fixture
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if there were a device to fill up."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    asked = loop._Loop._is_tried_out
-
-    def tried_out(self: Any) -> bool:
-        off = (self.run.folder.read_manifest().get("rehearsal") or {}).get("off", [])
-        return "first_minute" not in off or asked(self)
-
-    monkeypatch.setattr(loop._Loop, "_is_tried_out", tried_out)
+    monkeypatch.setattr(loop._Loop, "_is_tried_out", lambda self: not self.run.leaves_out(FIRST_MINUTE))
 
 
 def curve(folder: Path) -> list[tuple[float, float]]:

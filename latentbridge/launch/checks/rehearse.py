@@ -16,6 +16,7 @@ from typing import Any
 
 from latentbridge.config import Origin, Tree
 from latentbridge.errors import PreflightError
+from latentbridge.job import ALL_CHECKS
 from latentbridge.launch.cells.draft import SWAP
 from latentbridge.launch.plan import Plan, code_hash
 from latentbridge.launch.spec import empty, read_base
@@ -25,8 +26,6 @@ from latentbridge.rundir import read_json, write_json
 HOOK = "rehearsal"
 _FOLDER = ".rehearsals"
 _NOT_SETTINGS = ("resources", SWAP, "seed")
-# left out by name, or all together
-ALL = "all"
 # distinct cells to rehearse: a larger plan is a grid, whose cells differ by a number
 MOST = 24
 # told for each progress: (checks done, all, what comes next)
@@ -64,7 +63,7 @@ class Report:
         """For the run's manifest."""
         found = {verdict.check: verdict.text for verdict in self.of(run)}
         record: dict[str, Any] = {"checks": found, "off": list(self.off)}
-        if not found and ALL not in self.off:
+        if not found and ALL_CHECKS not in self.off:
             record["not_rehearsed"] = "{} of {} cells were".format(*self.sample)
         return record
 
@@ -80,8 +79,8 @@ def rehearse(plan: Plan, off: Sequence[str], say: Say) -> Report:
 
     off: names of checks to leave out, or `all`
     """
-    if ALL in off:
-        return Report((), (ALL,), None)
+    if ALL_CHECKS in off:
+        return Report((), (ALL_CHECKS,), None)
     request = _request(plan, off)
     text = json.dumps([request, code_hash(plan.root), sys.version], sort_keys=True, default=str)
     known = plan.root / "runs" / _FOLDER / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
@@ -155,7 +154,9 @@ def _conducted(request: dict[str, Any], say: Say) -> dict[str, Any]:
                     f"the rehearsal could not be made (exit {code}):\n{said}\nNothing was submitted"
                 )
         found: dict[str, Any] = read_json(report)
-        return found
+    if "error" in found:
+        raise PreflightError(f"{found['error']}\nNothing was submitted")
+    return found
 
 
 def _refuse(report: Report) -> None:

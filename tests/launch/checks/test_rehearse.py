@@ -145,3 +145,12 @@ def test_checks_cannot_be_left_out_of_runs_that_exist(write_spec, project):
     assert "--no-check: these runs exist already" in again.stderr
     (manifest,) = project.glob("runs/s_*/a/manifest.json")
     assert read_json(manifest)["rehearsal"] == {"checks": {}, "off": ["first_minute"]}
+
+
+def test_a_check_that_does_not_exist_cannot_be_left_out_and_nothing_is_made(write_spec, project):
+    write_spec(f"{SPEC}runs: {{a: {{}}}}")
+
+    refused = launch("--no-check", "gradient")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("--no-check gradient: there is no such check; checks: phases, gradients")
+    assert not list(project.glob("runs/s_*"))
