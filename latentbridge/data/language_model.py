@@ -89,7 +89,7 @@ class FrozenLM:
     ) -> tuple[Tensor, Tensor]:
         """Token ids and mask of a batch, as wide as its longest text; nothing is cut.
 
-        add_bos has no effect on models that know no <bos> (Qwen).
+        add_bos: see `token_ids`
         returns ids (B, T) int64, mask (B, T) bool, True = real token
         """
         rows = token_ids(self.tokenizer, texts, add_bos=add_bos, add_eos=add_eos)
@@ -100,13 +100,19 @@ class FrozenLM:
 def token_ids(
     tokenizer: Any, texts: Sequence[str], *, add_bos: bool, add_eos: bool = False
 ) -> list[list[int]]:
-    """Tokens of each text without anything the tokenizer would add by itself."""
+    """Tokens of each text; add_bos: with <bos>, but for models whose tokenizer would not put one there either."""
     rows: list[list[int]] = tokenizer(
         list(texts), add_special_tokens=False, return_attention_mask=False
     ).input_ids
-    before = [tokenizer.bos_token_id] if add_bos and tokenizer.bos_token_id is not None else []
+    before = [tokenizer.bos_token_id] if add_bos and _opens_with_bos(tokenizer) else []
     after = [tokenizer.eos_token_id] if add_eos else []
     return [[*before, *row, *after] for row in rows]
+
+
+def _opens_with_bos(tokenizer: Any) -> bool:
+    """Having one is not reading one: Qwen and SmolLM2 have a <bos>, and half a nat a token is lost behind it."""
+    opening: list[int] = tokenizer("a").input_ids[:1]
+    return opening == [tokenizer.bos_token_id]
 
 
 def pad(rows: Sequence[Sequence[int]], side: Literal["left", "right"]) -> tuple[Tensor, Tensor]:

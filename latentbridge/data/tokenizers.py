@@ -1,6 +1,6 @@
 """The two tokenizers of the toy pair, built from generated problems: the same bytes every time.
 
-Both have <pad>, <bos>, <eos> as ids 0, 1, 2 and add none of them by themselves.
+Both have <pad>, <bos>, <eos> as ids 0, 1, 2, and put <bos> before a text by themselves.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import string
 from typing import Literal
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from latentbridge.data.config import ProblemsConfig
@@ -29,6 +29,9 @@ _BPE_PROBLEMS = 20_000
 def build_tokenizer(kind: TokenizerKind) -> PreTrainedTokenizerFast:
     """bpe: about 800 byte-level pieces with single digits;  characters: one token a character."""
     core = _bpe() if kind == "bpe" else _characters()
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, _SPECIAL.index(BOS))]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,

@@ -26,6 +26,15 @@ def test_special_tokens_are_the_first_three_ids(tokenizer):
     assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (0, 1, 2)
 
 
+def test_a_model_reads_a_bos_only_where_its_tokenizer_puts_one():
+    tokenizer = build_tokenizer("characters")
+    assert token_ids(tokenizer, ["7"], add_bos=True)[0][0] == tokenizer.bos_token_id
+    # as of Qwen2.5 and SmolLM2: there is a <bos>, and nothing that puts it before a text
+    tokenizer.backend_tokenizer.post_processor = None
+
+    assert token_ids(tokenizer, ["7"], add_bos=True) == token_ids(tokenizer, ["7"], add_bos=False)
+
+
 def test_every_problem_comes_back_as_written(tokenizer):
     texts = [f"{p.question}\nA: {p.answer}" for p in WordProblems("eval", 300, "all")]
 
