@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentbridge.audit.statistics import has_spread, holm, seed_mean, welch
-from latentbridge.audit.summary import CellRow, RunRow, Summary, Verdict, gaps
+from latentbridge.audit.summary import CLAIM, CellRow, RunRow, Summary, Verdict, gaps
 from latentbridge.audit.table import render
 from latentbridge.config import read_yaml
 from latentbridge.errors import LatentbridgeError
@@ -128,7 +128,11 @@ def _headline(verdicts: Sequence[Verdict], cells: Sequence[CellRow]) -> str:
     metric = verdicts[0].metric if verdicts else stop.get("metric") if isinstance(stop, dict) else None
     measured = [(cell, cell.metrics[metric]) for cell in cells if metric in cell.metrics]
     ranked = sorted(
-        ((found.value, cell.name, found) for cell, found in measured if found.value is not None),
+        (
+            (found.value, cell.name, found)
+            for cell, found in measured
+            if found.value is not None and not any(run.beyond for run in cell.runs if metric == CLAIM)
+        ),
         key=lambda item: item[0],
         reverse=not lower_is_better(metric or ""),
     )

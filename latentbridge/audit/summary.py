@@ -49,6 +49,17 @@ class RunRow:
         return None
 
     @property
+    def beyond(self) -> str | None:
+        """What to make of a share above 1, in words; None: it is none."""
+        claim = self.metrics.get(CLAIM, void("not measured"))
+        if claim.low is None or claim.low <= 1:
+            return None
+        return (
+            f"ABOVE THE TEXT: {self.name}: {CLAIM} {claim} is more than the question as text gives this "
+            "target; what lies above 1 is not the question's, but such as the form of the answers"
+        )
+
+    @property
     def changed(self) -> str | None:
         """How the run's training differs from its config, in words; None: it does not."""
         if not self.backoff:
@@ -131,8 +142,8 @@ class Summary:
 
     @property
     def flags(self) -> list[str]:
-        """Every claim that does not stand, and every run that differs from its config, in words."""
-        return [text for run in self.runs for text in (run.flag, run.changed) if text]
+        """Every claim that does not stand or says too much, every run unlike its config, in words."""
+        return [text for run in self.runs for text in (run.flag, run.beyond, run.changed) if text]
 
     def as_record(self) -> dict[str, Any]:
         """Plain data for summary.json."""

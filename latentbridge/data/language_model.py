@@ -100,7 +100,7 @@ class FrozenLM:
 def token_ids(
     tokenizer: Any, texts: Sequence[str], *, add_bos: bool, add_eos: bool = False
 ) -> list[list[int]]:
-    """Tokens of each text; add_bos: with <bos>, but for models whose tokenizer would not put one there either."""
+    """Tokens of each text; add_bos: with <bos>, where the tokenizer would put one by itself."""
     rows: list[list[int]] = tokenizer(
         list(texts), add_special_tokens=False, return_attention_mask=False
     ).input_ids
@@ -110,7 +110,7 @@ def token_ids(
 
 
 def _opens_with_bos(tokenizer: Any) -> bool:
-    """Having one is not reading one: Qwen and SmolLM2 have a <bos>, and half a nat a token is lost behind it."""
+    """Having one is not reading one: SmolLM2 and some Qwens have a <bos>, and score worse behind it."""
     opening: list[int] = tokenizer("a").input_ids[:1]
     return opening == [tokenizer.bos_token_id]
 
@@ -159,6 +159,7 @@ def load_frozen(name: str, dtype: torch.dtype, device: torch.device) -> FrozenLM
     from transformers.utils import logging
 
     from latentbridge.data.attention import NAME
+    from latentbridge.data.fused import fuse
 
     logging.disable_progress_bar()
     path = resolve_model(name)
@@ -180,23 +181,8 @@ def load_frozen(name: str, dtype: torch.dtype, device: torch.device) -> FrozenLM
         )
     model.config._attn_implementation = NAME
     if device.type == "cuda":
-        _fuse(name, lm)
+        fuse(model)
     return lm
-
-
-@torch.no_grad()
-def _fuse(name: str, lm: FrozenLM) -> None:
-    from latentbridge.data.fused import fuse
-
-    ids = torch.arange(2, 18, device=lm.device)[None]
-    before = lm.model(input_ids=ids, use_cache=False).logits
-    fuse(lm.model)
-    after = lm.model(input_ids=ids, use_cache=False).logits
-    if not torch.allclose(before, after, rtol=5e-2, atol=float(before.abs().max()) * 5e-2):
-        raise PreflightError(
-            f"model '{name}' ({lm.model.config.model_type}) says something else once its small operations "
-            "are fused (data/fused.py), which is not supported; take another model"
-        )
 
 
 @torch.no_grad()

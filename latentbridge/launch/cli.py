@@ -110,6 +110,13 @@ def _parser() -> argparse.ArgumentParser:
 
     preserve = add("preserve", _preserve, "summarise a launch and copy it into preserved_data/")
     preserve.add_argument("launch", type=Path)
+    preserve.add_argument(
+        "--leave-out",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="files that stay out of the archive, such as '*-s1235/eval_samples*'; may be repeated",
+    )
 
     verify = add("verify", _verify, "compare archives with their checksums, byte by byte")
     verify.add_argument("archive", type=Path, nargs="+")
@@ -232,7 +239,7 @@ def _preserve(args: argparse.Namespace) -> int:
 
     launch = Launch(args.launch.absolute())
     unfinished = [state.name for state in status(launch) if state.phase not in ("done", "failed")]
-    print(finish(launch, project_root() / "preserved_data"))
+    print(finish(launch, project_root() / "preserved_data", leave_out=args.leave_out))
     if unfinished:
         print(f"{len(unfinished)} runs have not ended; preserve again when they have", file=sys.stderr)
     return EXIT_FAILED if unfinished else 0

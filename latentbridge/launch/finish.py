@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from latentbridge.errors import LatentbridgeError, RunError, SchedulerError
@@ -32,15 +33,18 @@ UNKNOWN_PATIENCE_S = 300
 MOST_RETURNS = 12
 
 
-def finish(launch: Launch, archives: Path) -> Path:
-    """Summarise and preserve a launch; returns the archive, which the index beside it has verified."""
+def finish(launch: Launch, archives: Path, leave_out: Sequence[str] = ()) -> Path:
+    """Summarise and preserve a launch; returns the archive, which the index beside it has verified.
+
+    leave_out: patterns of files that stay out of the archive
+    """
     from latentbridge.audit.ablations import summarize
     from latentbridge.launch.preserve import preserve, write_index
 
     with lease(launch.path / "ledger" / "finish.lock", f"preserving {launch.name}", PATIENCE_S):
         summarize(launch.path)
         _draw(launch.path)
-        archive = preserve(launch.path, archives, allow_unfinished=True)
+        archive = preserve(launch.path, archives, leave_out=leave_out, allow_unfinished=True)
         write_index(archives)
         return archive
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,13 @@ def preserve(
     archive_root: Path,
     *,
     keep_checkpoints: bool | None = None,
+    leave_out: Sequence[str] = (),
     allow_unfinished: bool = False,
 ) -> Path:
     """Archive a launch under its own name; an unchanged one is left as it is, a changed one replaced.
 
     keep_checkpoints: best weights go in (True), stay out (False), or go in below 64 MB in total (None)
+    leave_out: shell patterns of files that stay out, and are named in archive.json
     allow_unfinished: also archive runs that neither finished nor failed; their state is recorded
     RunError: unfinished runs, an archive that knows more than the launch, a full disk
     """
@@ -67,7 +70,7 @@ def preserve(
     with lock_root(archive_root):
         try:
             _clean_up(archive)
-            files, left_out = _select(launch_folder, keep_checkpoints)
+            files, left_out = _select(launch_folder, keep_checkpoints, leave_out)
             if archive.exists():
                 if _is_copy_of(archive, files):
                     log.info("%s is unchanged since it was preserved; nothing to do", archive)
@@ -100,17 +103,21 @@ def _describe_runs(launch_folder: Path) -> list[dict[str, Any]]:
     return described
 
 
-def _select(launch_folder: Path, keep_checkpoints: bool | None) -> tuple[dict[str, Path], list[str]]:
+def _select(
+    launch_folder: Path, keep_checkpoints: bool | None, patterns: Sequence[str]
+) -> tuple[dict[str, Path], list[str]]:
     """What goes into the archive, by its name there, and what stays out, in words."""
     left_out: list[str] = []
     files = dict(_walk(launch_folder, "", (), left_out))
+    unwanted = [name for name in files if any(fnmatchcase(name, pattern) for pattern in patterns)]
     weights = [name for name in files if name.split("/")[1:2] == ["checkpoints"]]
     if keep_checkpoints is None:
         keep_checkpoints = sum(files[name].stat().st_size for name in weights) < MAX_CHECKPOINT_BYTES
     if not keep_checkpoints:
-        left_out += weights
-        for name in weights:
-            del files[name]
+        unwanted += weights
+    for name in dict.fromkeys(unwanted):
+        left_out.append(name)
+        del files[name]
     return files, left_out
 
 

@@ -210,6 +210,19 @@ def test_without_comparisons_the_headline_is_what_early_stopping_watched(launch,
     assert read_launch(launch.path).headline.endswith("in a, the best of 1")
 
 
+def test_a_share_above_the_text_is_named_and_never_the_headline(launch, metric):
+    controls = {f"{RECOVERED}_no_source": metric(0.1), f"{RECOVERED}_shuffled_source": metric(0.2)}
+    config = {"early_stop": {"metric": RECOVERED}}
+    launch.run("questions", 1, {RECOVERED: metric(0.9), **controls}, config=config)
+    launch.run("odd_text", 1, {RECOVERED: metric(16.7), **controls}, config=config)
+
+    summary = read_launch(launch.path)
+
+    (flag,) = summary.flags
+    assert flag.startswith("ABOVE THE TEXT: odd_text-s1: ")
+    assert summary.headline.endswith("in questions, the best of 1")
+
+
 def test_summarize_writes_the_same_bytes_for_a_copy_elsewhere(launch, metric, tmp_path):
     compare(launch, metric, (0.60, 0.62), (0.50, 0.52))
     summarize(launch.path)

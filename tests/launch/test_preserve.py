@@ -123,6 +123,17 @@ def test_best_weights_stay_out_when_large_or_unwanted(launch, root, monkeypatch,
     assert verify(archive) == []
 
 
+def test_what_is_asked_to_stay_out_stays_out_and_is_named(launch, root):
+    whole = len(list(preserve(launch, root).rglob("metrics.jsonl")))
+
+    archive = preserve(launch, root, leave_out=["a-s?/metrics.jsonl", "nothing-like-this"])
+
+    assert (whole, len(list(archive.rglob("metrics.jsonl")))) == (3, 1)
+    left_out = read_json(archive / "archive.json")["left_out"]
+    assert {"a-s1/metrics.jsonl", "a-s2/metrics.jsonl"} <= set(left_out)
+    assert verify(archive) == []
+
+
 def test_links_are_resolved_and_bad_ones_left_out(launch, root, tmp_path):
     (tmp_path / "elsewhere.txt").write_text("kept")
     (launch / "a-s1" / "note.txt").symlink_to(tmp_path / "elsewhere.txt")
