@@ -97,6 +97,27 @@ def test_the_preserved_result_of_the_readme_verifies_and_is_of_the_spec_that_shi
     assert sorted(archived) == sorted(cell.id for cell in plan.cells)
 
 
+def test_the_pretrained_result_of_the_readme_verifies_and_is_of_the_spec_that_ships():
+    archive = ROOT / "preserved_data" / "pretrained_20261126_022155"
+    metrics = {cell["cell"]: cell["metrics"] for cell in read_json(archive / "summary.json")["cells"]}
+    of = {key: {m: f"{metrics[key][m]['value']:.3f}" for m in metrics[key]} for key in metrics}
+    columns = [
+        "context_recovered",
+        *(f"context_recovered_{c}" for c in ("shuffled_source", "no_source", "cut_text")),
+    ]
+
+    assert verify(archive) == []
+    plan = make_plan("pretrained", cluster=None, settings=[], root=ROOT)
+    archived = [id_today(read_yaml(path).values) for path in archive.glob("*/config.yaml")]
+    assert sorted(archived) == sorted(cell.id for cell in plan.cells)
+    for name in of:
+        (row,) = re.findall(rf"^\| {name} \| (.*) \|$", README, re.MULTILINE)
+        shown = [cell.split(" ")[0] for cell in row.split(" | ")]
+        if "words" not in name:
+            assert shown[:4] == [of[name][column] for column in columns]
+        assert shown[-2:] == [of[name]["bridged_accuracy"], of[name]["target_alone_accuracy"]]
+
+
 def test_the_spec_of_the_readme_can_be_launched(tmp_path):
     (block,) = [part.removeprefix("yaml\n") for part in FENCED if part.startswith("yaml")]
     path = tmp_path / "readme.yaml"

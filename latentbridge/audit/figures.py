@@ -6,13 +6,13 @@ import csv
 import io
 import logging
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentbridge.audit.ablations import read_launch
-from latentbridge.audit.summary import CellRow, Summary, gaps
+from latentbridge.audit.summary import CLAIM, CellRow, Summary, gaps
 from latentbridge.rundir import write_atomic
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 WIDTH_IN, HEIGHT_IN = 5.5, 2.8  # the text width of the usual conference style
+# a legend's rows: how high, how many the height above allows for, and what fits beside another, in characters
+ROW_IN, USUAL_ROWS, LONGEST_OF_TWO = 0.13, 4, 45
 # Okabe and Ito's colours stay apart for every kind of colour blindness, and in grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 GREY = "#777777"
@@ -44,7 +46,7 @@ class Point:
     """One number of the figure, and one row of its CSV."""
 
     cell: str
-    direction: str
+    direction: str  # and the problems, where cells differ in them
     fixes: str  # "on": trained with the contrastive term
     soft_tokens: int
     metric: str
@@ -62,7 +64,7 @@ def draw(launch_folder: Path) -> list[Path]:
     Cells that lack a number are left out and named in the caption.
     """
     summary = read_launch(launch_folder)
-    points = [point for cell in summary.cells for point in _points(cell)]
+    points = list(_points(summary.cells))
     if not any(point.metric in PANELS for point in points):
         log.info("%s: no cell with soft tokens has a final %s; no figure", launch_folder, " or ".join(PANELS))
         return []
@@ -86,17 +88,29 @@ def draw(launch_folder: Path) -> list[Path]:
     return written
 
 
-def _points(cell: CellRow) -> Iterable[Point]:
-    if cell.soft_tokens is None:
-        return
+def _points(cells: Sequence[CellRow]) -> Iterable[Point]:
+    cells = [cell for cell in cells if cell.soft_tokens is not None]
+    several = len({_problems(cell) for cell in cells}) > 1
+    for cell in cells:
+        yield from _points_of(cell, f" on {_problems(cell)}" if several else "")
+
+
+def _problems(cell: CellRow) -> str:
+    return str(_setting(cell.runs[0].config, "problems", "name"))
+
+
+def _points_of(cell: CellRow, problems: str) -> Iterable[Point]:
+    assert cell.soft_tokens is not None
     config = cell.runs[0].config
     weight = _setting(config, "losses", "info_nce", "weight")
     drawn = {*PANELS, REFERENCE, *(name for pair in CONTROLS.values() for name in pair[:2])}
+    if _is_beyond(cell):
+        drawn = {name for name in drawn if not name.startswith(CLAIM)}
     for name, metric in cell.metrics.items():
         if name in drawn and metric.value is not None:
             yield Point(
                 cell=cell.name,
-                direction=" → ".join(_model_name(config, side) for side in ("source", "target")),
+                direction=" → ".join(_model_name(config, side) for side in ("source", "target")) + problems,
                 fixes="on" if weight else "off",
                 soft_tokens=cell.soft_tokens,
                 metric=name,
@@ -107,6 +121,11 @@ def _points(cell: CellRow) -> Iterable[Point]:
                 interval_over=cell.interval_over,
                 run_ids=" ".join(run.id for run in cell.runs),
             )
+
+
+def _is_beyond(cell: CellRow) -> bool:
+    """Whether its share lies above the whole, where a common scale would hide all others."""
+    return any(run.beyond for run in cell.runs)
 
 
 def _setting(config: Any, *keys: str) -> Any:
@@ -135,6 +154,8 @@ def _caption(summary: Summary) -> str:
     for cell in cells:
         if reasons := sorted({gaps(cell.runs, name) for name in PANELS} - {""}):
             missing.append(f"{cell.name} ({'; '.join(reasons)})")
+        elif _is_beyond(cell):
+            missing.append(f"{cell.name} on the right ({PANELS[CLAIM]} above 1, see the notes)")
     caption = f"{summary.launch}. Bars: 95 % interval over {' or '.join(over)}."
     return caption + (f" Left out: {', '.join(missing)}." if missing else "")
 
@@ -154,7 +175,8 @@ def _plot(points: list[Point], caption: str) -> Figure:
             # side by side, where several series have the same number of tokens
             shift = 1.04 ** (position - (len(series) - 1) / 2)
             own = [point for point in points if (point.direction, point.fixes) == (direction, fixes)]
-            label = f"{direction}, fixes {fixes}"
+            # where all have them, they tell nothing apart
+            label = f"{direction}, fixes {fixes}" if len({fixes for _, fixes in series}) > 1 else direction
             _draw_series(axes, [p for p in own if p.metric == metric], shift, colours[direction], label)
             for *metrics, marker in CONTROLS.values():
                 controls = [p for p in own if p.metric == metrics[column]]
@@ -165,7 +187,9 @@ def _plot(points: list[Point], caption: str) -> Figure:
     handles, _ = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[0]))
     for name, (*_, marker) in CONTROLS.items():
         handles.append(Line2D([], [], linestyle="", marker=marker, color=GREY, markersize=3.5, label=name))
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    columns = 2 if all(len(str(handle.get_label())) <= LONGEST_OF_TWO for handle in handles) else 1
+    figure.set_figheight(figure.get_figheight() + ROW_IN * (-(-len(handles) // columns) - USUAL_ROWS))
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
     figure.supxlabel("\n".join(lines), fontsize=5.5, color=GREY, x=0.01, ha="left")
     return figure
 
@@ -205,12 +229,14 @@ def _mark_references(accuracy: Axes, recovered: Axes, points: list[Point], colou
     notes = [(recovered, 0.0, "question withheld"), (recovered, 1.0, "question given as text")]
     for height in (0.0, 1.0):
         recovered.axhline(height, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    references: list[float] = []
     for direction, colour in colours.items():
         alone = [p.value for p in points if p.metric == REFERENCE and p.direction == direction]
         if alone:
-            height = sum(alone) / len(alone)
-            accuracy.axhline(height, color=colour, linestyle=":", linewidth=1, zorder=0)
-            notes.append((accuracy, height, "target alone, given the text"))
+            references.append(sum(alone) / len(alone))
+            accuracy.axhline(references[-1], color=colour, linestyle=":", linewidth=1, zorder=0)
+    if references:
+        notes.append((accuracy, max(references), "target alone, given the text"))
     for axes, height, words in notes:
         axes.annotate(
             words, (0.01, height), xycoords=("axes fraction", "data"), va="bottom", color=GREY, fontsize=6

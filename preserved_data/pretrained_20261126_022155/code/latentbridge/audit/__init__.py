@@ -1,0 +1,1 @@
+"""Reads finished and unfinished runs, never trains: evaluation files, tables, verdicts and figures."""

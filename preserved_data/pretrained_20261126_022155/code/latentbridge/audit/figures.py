@@ -1,0 +1,218 @@
+"""One figure per launch: accuracy and context recovered by number of soft tokens, with its data as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import textwrap
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentbridge.audit.ablations import read_launch
+from latentbridge.audit.summary import CellRow, Summary, gaps
+from latentbridge.rundir import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
+
+WIDTH_IN, HEIGHT_IN = 5.5, 2.8  # the text width of the usual conference style
+# Okabe and Ito's colours stay apart for every kind of colour blindness, and in grey
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+GREY = "#777777"
+
+PANELS = {"bridged_accuracy": "bridged accuracy", "context_recovered": "context recovered"}
+CONTROLS = {
+    "control: question cut to as many tokens": ("cut_text_accuracy", "context_recovered_cut_text", "v"),
+    "control: source reads another question": (
+        "shuffled_source_accuracy",
+        "context_recovered_shuffled_source",
+        "x",
+    ),
+    "control: source reads nothing": ("no_source_accuracy", "context_recovered_no_source", "+"),
+}
+REFERENCE = "target_alone_accuracy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One number of the figure, and one row of its CSV."""
+
+    cell: str
+    direction: str
+    fixes: str  # "on": trained with the contrastive term
+    soft_tokens: int
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    interval_over: str
+    run_ids: str
+
+
+def draw(launch_folder: Path) -> list[Path]:
+    """Write soft_tokens.{png,svg,csv} into a launch folder and return them; none where nothing is measured.
+
+    Cells that lack a number are left out and named in the caption.
+    """
+    summary = read_launch(launch_folder)
+    points = [point for cell in summary.cells for point in _points(cell)]
+    if not any(point.metric in PANELS for point in points):
+        log.info("%s: no cell with soft tokens has a final %s; no figure", launch_folder, " or ".join(PANELS))
+        return []
+    table = launch_folder / "soft_tokens.csv"
+    write_atomic(table, _as_csv(points))
+    try:
+        import matplotlib
+    except ImportError:
+        log.warning("%s: no figure: matplotlib is missing; pip install 'latentbridge[report]'", launch_folder)
+        return [table]
+    # a fixed salt and no date: equal results give equal bytes, so a second preserve changes nothing
+    style = {"font.size": 7, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "0"}
+    written = [table]
+    with matplotlib.rc_context({**style, "svg.fonttype": "none"}):
+        figure = _plot(points, _caption(summary))
+        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, dpi=300, metadata=metadata)
+            written.append(launch_folder / f"soft_tokens.{suffix}")
+            write_atomic(written[-1], buffer.getvalue())
+    return written
+
+
+def _points(cell: CellRow) -> Iterable[Point]:
+    if cell.soft_tokens is None:
+        return
+    config = cell.runs[0].config
+    weight = _setting(config, "losses", "info_nce", "weight")
+    drawn = {*PANELS, REFERENCE, *(name for pair in CONTROLS.values() for name in pair[:2])}
+    for name, metric in cell.metrics.items():
+        if name in drawn and metric.value is not None:
+            yield Point(
+                cell=cell.name,
+                direction=" → ".join(_model_name(config, side) for side in ("source", "target")),
+                fixes="on" if weight else "off",
+                soft_tokens=cell.soft_tokens,
+                metric=name,
+                value=metric.value,
+                low=metric.low,
+                high=metric.high,
+                n=metric.n,
+                interval_over=cell.interval_over,
+                run_ids=" ".join(run.id for run in cell.runs),
+            )
+
+
+def _setting(config: Any, *keys: str) -> Any:
+    for key in keys:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config
+
+
+def _model_name(config: dict[str, Any], side: str) -> str:
+    """`llama` of `bundled:llama` or `meta/llama`."""
+    return str(_setting(config, side, "model")).replace(":", "/").rstrip("/").rsplit("/", 1)[-1]
+
+
+def _as_csv(points: list[Point]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(point) for point in points)
+    return text.getvalue()
+
+
+def _caption(summary: Summary) -> str:
+    cells = [cell for cell in summary.cells if cell.soft_tokens is not None]
+    over = sorted({cell.interval_over for cell in cells})
+    missing = []
+    for cell in cells:
+        if reasons := sorted({gaps(cell.runs, name) for name in PANELS} - {""}):
+            missing.append(f"{cell.name} ({'; '.join(reasons)})")
+    caption = f"{summary.launch}. Bars: 95 % interval over {' or '.join(over)}."
+    return caption + (f" Left out: {', '.join(missing)}." if missing else "")
+
+
+def _plot(points: list[Point], caption: str) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    lines = textwrap.wrap(caption, 120)
+    figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN + 0.1 * len(lines)), layout="constrained")
+    panels = figure.subplots(1, 2)
+    directions = sorted({point.direction for point in points})
+    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(directions)}
+    series = sorted({(point.direction, point.fixes) for point in points}, reverse=True)
+    for axes, (column, (metric, title)) in zip(panels, enumerate(PANELS.items()), strict=True):
+        for position, (direction, fixes) in enumerate(series):
+            # side by side, where several series have the same number of tokens
+            shift = 1.04 ** (position - (len(series) - 1) / 2)
+            own = [point for point in points if (point.direction, point.fixes) == (direction, fixes)]
+            label = f"{direction}, fixes {fixes}"
+            _draw_series(axes, [p for p in own if p.metric == metric], shift, colours[direction], label)
+            for *metrics, marker in CONTROLS.values():
+                controls = [p for p in own if p.metric == metrics[column]]
+                x, y = [p.soft_tokens * shift for p in controls], [p.value for p in controls]
+                axes.plot(x, y, marker, color=colours[direction], alpha=0.6, markersize=3.5, zorder=1)
+        _dress(axes, title, points)
+    _mark_references(panels[0], panels[1], points, colours)
+    handles, _ = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[0]))
+    for name, (*_, marker) in CONTROLS.items():
+        handles.append(Line2D([], [], linestyle="", marker=marker, color=GREY, markersize=3.5, label=name))
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+    figure.supxlabel("\n".join(lines), fontsize=5.5, color=GREY, x=0.01, ha="left")
+    return figure
+
+
+def _draw_series(axes: Axes, points: list[Point], shift: float, colour: str, label: str) -> None:
+    points = sorted(points, key=lambda point: point.soft_tokens)
+    x, y = [p.soft_tokens * shift for p in points], [p.value for p in points]
+    bars = [[p.value - (p.value if p.low is None else p.low) for p in points]]
+    bars += [[(p.value if p.high is None else p.high) - p.value for p in points]]
+    hollow = any(p.fixes == "off" for p in points)
+    axes.errorbar(
+        x,
+        y,
+        bars,
+        fmt="o--" if hollow else "o-",
+        color=colour,
+        markerfacecolor="white" if hollow else colour,
+        markersize=4,
+        linewidth=1,
+        capsize=2,
+        label=label,
+    )
+
+
+def _dress(axes: Axes, title: str, points: list[Point]) -> None:
+    ticks = sorted({point.soft_tokens for point in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+    axes.set_xlabel("soft tokens")
+    axes.set_ylabel(title)
+
+
+def _mark_references(accuracy: Axes, recovered: Axes, points: list[Point], colours: dict[str, str]) -> None:
+    """Lines to read against: what the target scores with the text, and the ends of the recovery scale."""
+    notes = [(recovered, 0.0, "question withheld"), (recovered, 1.0, "question given as text")]
+    for height in (0.0, 1.0):
+        recovered.axhline(height, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    for direction, colour in colours.items():
+        alone = [p.value for p in points if p.metric == REFERENCE and p.direction == direction]
+        if alone:
+            height = sum(alone) / len(alone)
+            accuracy.axhline(height, color=colour, linestyle=":", linewidth=1, zorder=0)
+            notes.append((accuracy, height, "target alone, given the text"))
+    for axes, height, words in notes:
+        axes.annotate(
+            words, (0.01, height), xycoords=("axes fraction", "data"), va="bottom", color=GREY, fontsize=6
+        )
+    accuracy.set_ylim(bottom=0.0)

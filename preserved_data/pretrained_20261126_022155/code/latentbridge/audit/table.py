@@ -1,0 +1,231 @@
+"""A launch's summary as text: the fixed-width summary.log."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentbridge.audit.summary import CellRow, Summary, Verdict
+from latentbridge.metric import Metric
+
+MAX_WIDTH = 150
+MIN_NAME, MAX_NAME = 20, 44
+# cut in the middle where they must be: names of a grid begin alike, and differ at their ends
+NAME_COLUMNS = ("cell", "baseline", "run")
+# a launch of this many runs lists only those that are not done
+MANY_RUNS = 24
+
+INTERVALS = "mean over seeds [95 % t interval over seeds; of a single seed, over its samples]"
+
+ACCURACY = {
+    "bridged": "bridged_accuracy",
+    "source alone": "source_alone_accuracy",
+    "target alone": "target_alone_accuracy",
+    "cut text": "cut_text_accuracy",
+    "no source": "no_source_accuracy",
+    "shuffled": "shuffled_source_accuracy",
+}
+RECOVERED = {
+    "recovered": "context_recovered",
+    "no source": "context_recovered_no_source",
+    "shuffled": "context_recovered_shuffled_source",
+    "cut text": "context_recovered_cut_text",
+    "question/soft": "compression_question",
+}
+# what the translator's columns are made of; summary.json has them
+ONLY_IN_JSON = {
+    "bridged_nll",
+    "shuffled_source_nll",
+    "no_source_nll",
+    "no_context_nll",
+    "full_text_nll",
+    "cut_text_nll",
+    "compression_prompt",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A titled table of text cells."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+
+    def lines(self) -> list[str]:
+        """Title, header, rule and rows, at most MAX_WIDTH wide; without rows, the title alone."""
+        if not self.rows:
+            return ["", self.title]
+        rows = self._with_names_cut()
+        widths = [max(len(text) for text in column) for column in zip(*rows, strict=True)]
+        body = [
+            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        rule = "-" * min(MAX_WIDTH, max(len(line) for line in body))
+        return ["", self.title, _cut(body[0], MAX_WIDTH), rule, *(_cut(line, MAX_WIDTH) for line in body[1:])]
+
+    def _with_names_cut(self) -> list[list[str]]:
+        """Header and rows; names get the width that numbers leave, the last column what is left then."""
+        rows = [self.header, *self.rows]
+        named = [head in NAME_COLUMNS for head in self.header]
+        widths = [max(len(text) for text in column) for column in zip(*rows, strict=True)]
+        widths[-1] = len(self.header[-1])
+        taken = sum(width + 2 for width, is_name in zip(widths, named, strict=True) if not is_name)
+        room = (MAX_WIDTH - taken) // sum(named) - 2
+        limit = max(MIN_NAME, min(MAX_NAME, room))
+        return [
+            [_cut_middle(text, limit) if is_name else text for text, is_name in zip(row, named, strict=True)]
+            for row in rows
+        ]
+
+
+def render(summary: Summary) -> str:
+    """The text of summary.log, at most 150 columns wide."""
+    done = sum(run.state == "DONE" for run in summary.runs)
+    lines = [*_wrap(f"{summary.launch}: {done} of {len(summary.runs)} runs done"), *_wrap(summary.headline)]
+    for block in blocks(summary):
+        lines += block.lines()
+    notes = _notes(summary)
+    if notes:
+        lines += ["", "Notes", *(line for note in notes for line in _wrap(f"- {note}"))]
+    return "\n".join(lines) + "\n"
+
+
+def blocks(summary: Summary) -> list[Block]:
+    """Every table of the summary, the ones people look for first."""
+    found = [_cell_block(summary)]
+    if any(name in cell.metrics for cell in summary.cells for name in RECOVERED.values()):
+        found.append(_recovered_block(summary))
+    if others := _other_rows(summary):
+        found.append(
+            Block(f"Other metrics: {INTERVALS}", ["cell", "metric", "value [95 % interval]"], others)
+        )
+    if summary.verdicts:
+        found.append(
+            Block(
+                "Comparisons by Welch's t over seeds (tied: they cannot tell; p is Holm's, not the interval)",
+                ["cell", "", "baseline", "metric", "p", "difference [95 % interval]"],
+                [_verdict_row(verdict) for verdict in summary.verdicts],
+            )
+        )
+    return [*found, _run_block(summary)]
+
+
+def _cell_block(summary: Summary) -> Block:
+    shown = {
+        head: name for head, name in ACCURACY.items() if any(name in cell.metrics for cell in summary.cells)
+    }
+    rows = []
+    for cell in summary.cells:
+        tokens = "-" if cell.soft_tokens is None else str(cell.soft_tokens)
+        labels = sorted({run.warm_start or "scratch" for run in cell.runs})
+        plain = [cell.name, cell.state, tokens, _cut_middle(" ".join(labels), MIN_NAME)]
+        rows.append([*plain, *_values(cell.metrics, list(shown.values()))])
+    title = f"Cells: accuracy, {INTERVALS}" if shown else "Cells"
+    return Block(title, ["cell", "seeds", "soft", "warm start", *shown], rows)
+
+
+def _recovered_block(summary: Summary) -> Block:
+    rows = []
+    for cell in summary.cells:
+        claims = [run for run in cell.runs if RECOVERED["recovered"] in run.metrics]
+        flagged = sum(run.flag is not None for run in claims)
+        verdict = f"{flagged or len(claims)}/{len(claims)} {'FLAGGED' if flagged else 'clear both'}"
+        values = _values(cell.metrics, list(RECOVERED.values()))
+        rows.append([cell.name, *values, verdict if claims else "-"])
+    title = (
+        "Context recovered: 0 = the target sees nothing, 1 = the whole question; what the soft tokens replace"
+    )
+    return Block(title, ["cell", *RECOVERED, "against no source and shuffled"], rows)
+
+
+def _other_rows(summary: Summary) -> list[list[str]]:
+    known = {*ACCURACY.values(), *RECOVERED.values()} | ONLY_IN_JSON
+    return [
+        [cell.name, name, _brief(metric, interval=True)]
+        for cell in summary.cells
+        for name, metric in cell.metrics.items()
+        if name not in known
+    ]
+
+
+def _verdict_row(verdict: Verdict) -> list[str]:
+    names = [verdict.cell, verdict.outcome, verdict.baseline, verdict.metric]
+    if verdict.difference.value is None or verdict.p is None:
+        return [*names, "-", " ".join((verdict.difference.void or "").split())]
+    return [*names, f"{verdict.p:.3g}", f"{verdict.difference}"]
+
+
+def _run_block(summary: Summary) -> Block:
+    """Every run; of many, those that are not done."""
+    count = len(summary.runs)
+    listed = [run for run in summary.runs if count < MANY_RUNS or run.state != "DONE"]
+    title = "Runs [95 % interval over questions]"
+    if len(listed) < count:
+        left = f"the {len(listed)} of {count} that are not done" if listed else f"all {count} are done"
+        title = f"Runs: {left}; {summary.launch}/summary.json has every run"
+    shown = {
+        head: name
+        for head, name in {"bridged": ACCURACY["bridged"], "recovered": RECOVERED["recovered"]}.items()
+        if any(name in run.metrics for run in listed)
+    }
+    rows = []
+    for run in listed:
+        values = [
+            _brief(run.metrics[name], interval=True) if name in run.metrics else "-"
+            for name in shown.values()
+        ]
+        cause = run.cause.splitlines()[0] if run.cause else ""
+        rows.append([run.name, run.state, run.label or "-", *values, cause])
+    return Block(title, ["run", "state", "evaluation", *shown, "cause"], rows)
+
+
+def _values(metrics: dict[str, Metric], names: Sequence[str]) -> list[str]:
+    """The first metric with its interval, the others without; "-" where a cell has no such metric."""
+    return [
+        _brief(metrics[name], interval=position == 0) if name in metrics else "-"
+        for position, name in enumerate(names)
+    ]
+
+
+def _brief(metric: Metric, interval: bool) -> str:
+    if metric.value is None:
+        return "void"
+    return str(metric) if interval else f"{metric.value:.3f}"
+
+
+def _notes(summary: Summary) -> list[str]:
+    """Flags of runs, and the reason of every void; a reason that many metrics share is told once."""
+    notes = summary.flags
+    for cell in summary.cells:
+        notes += _void_notes(cell)
+    return notes
+
+
+def _void_notes(cell: CellRow) -> list[str]:
+    by_reason: dict[str, list[str]] = {}
+    for name, metric in cell.metrics.items():
+        if metric.void:
+            by_reason.setdefault(metric.void, []).append(name)
+    notes = []
+    for reason, names in by_reason.items():
+        subject = "every metric" if len(names) == len(cell.metrics) else ", ".join(names)
+        notes.append(f"void: {cell.name}: {subject}: {reason}")
+    return notes
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _cut_middle(text: str, width: int) -> str:
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return text[:head] + "…" + text[head + 1 - width :]
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, MAX_WIDTH, subsequent_indent="  ", break_on_hyphens=False)

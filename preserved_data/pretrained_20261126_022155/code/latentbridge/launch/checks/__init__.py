@@ -1,0 +1,1 @@
+"""What is looked at before anything is queued, and what `doctor` prints."""

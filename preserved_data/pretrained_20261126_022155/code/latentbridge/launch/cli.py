@@ -1,0 +1,279 @@
+"""The commands; only this file ends the process."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from latentbridge.errors import LatentbridgeError, RunError, SchedulerError
+from latentbridge.launch import launcher
+from latentbridge.launch.plan import make_plan
+from latentbridge.launch.record import Launch, find_target
+
+EXIT_FAILED, EXIT_BUDGET, EXIT_INTERRUPTED = 1, 3, 130
+
+
+def project_root() -> Path:
+    """Where configs/, jobs/, slurm/ and runs/ are: LATENTBRIDGE_ROOT, else the checkout of this package."""
+    return Path(os.environ.get("LATENTBRIDGE_ROOT") or Path(__file__).parents[2]).absolute()
+
+
+def launch_main() -> None:
+    """`python launch.py SPEC ...`"""
+    main(["launch", *sys.argv[1:]])
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`latentbridge COMMAND ...`"""
+    # ten thousand cells are all kept: looking for garbage among them takes half the time
+    gc.set_threshold(100_000)
+    # `| head` is no error
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    args = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = args.command
+    try:
+        code = command(args)
+    except LatentbridgeError as error:
+        print(error, file=sys.stderr)
+        code = error.exit_code
+    except OSError as error:  # a full disk, a folder that may not be written
+        print(f"{error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted; what was saved is safe, and the same command goes on from there", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    raise SystemExit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="latentbridge", description="One YAML file of ablations to runs.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        return sub
+
+    launch = add("launch", _launch, "run every cell of a spec; again at any time to go on")
+    launch.add_argument("spec", help="a YAML file, by path or by name under configs/")
+    launch.add_argument("-n", "--dry-run", action="store_true", help="show plan and commands; write nothing")
+    launch.add_argument("--cluster", metavar="NAME", help="a profile of slurm/ (default: the spec's)")
+    for flag, metavar, text in (
+        ("--set", "KEY=VALUE", "override in every cell"),
+        ("--only", "PATTERN", "start these runs only; later, without it, the rest"),
+        ("--skip", "PATTERN", "start all runs but these"),
+    ):
+        launch.add_argument(flag, metavar=metavar, action="append", default=[], help=text)
+    launch.add_argument(
+        "--no-check",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="leave a check out of the rehearsal; `all` leaves out all. The manifest says so",
+    )
+    launch.add_argument("--new", action="store_true", help="start afresh beside an earlier launch of it")
+    launch.add_argument("--continue", dest="folder", type=Path, metavar="LAUNCH", help="go on with it")
+    launch.add_argument("--no-submit", action="store_true", help="write the run folders, start nothing")
+
+    status = add("status", _status, "the state of every run of a launch")
+    status.add_argument("launch", type=Path)
+    status.add_argument("--json", action="store_true")
+
+    watch = add("watch", _watch, "the same, live; starts what a lost job could not")
+    watch.add_argument("launch", type=Path)
+
+    logs = add("logs", _logs, "what a run printed")
+    logs.add_argument("run", type=Path, help="runs/LAUNCH/RUN")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
+    logs.add_argument("--attempt", type=int, help="which attempt (default: the last)")
+
+    explain = add("explain", _explain, "why a run waits, why it failed, and what happens next")
+    explain.add_argument("run", type=Path, help="runs/LAUNCH/RUN")
+
+    for name, command, text in (
+        ("cancel", _cancel, "stop runs, saving what they have, until `retry`"),
+        ("retry", _retry, "start failed, cancelled or held runs again, earlier attempts forgiven"),
+    ):
+        add(name, command, text).add_argument(
+            "target", type=Path, nargs="+", help="launches, or runs in them"
+        )
+
+    reproduce = add("reproduce", _reproduce, "the exact command that repeats a run elsewhere")
+    reproduce.add_argument("run", type=Path, help="runs/LAUNCH/RUN")
+    reproduce.add_argument("--run", dest="execute", action="store_true", help="run it, and compare results")
+
+    preserve = add("preserve", _preserve, "summarise a launch and copy it into preserved_data/")
+    preserve.add_argument("launch", type=Path)
+
+    verify = add("verify", _verify, "compare archives with their checksums, byte by byte")
+    verify.add_argument("archive", type=Path, nargs="+")
+
+    restore = add("restore", _restore, "copy a verified archive back to a folder that does not exist yet")
+    restore.add_argument("archive", type=Path)
+    restore.add_argument("target", type=Path)
+
+    add("doctor", _doctor, "what this machine and its cluster allow, and what is in the way")
+
+    schema = add("schema", _schema, "the JSON Schema of a spec, or of one job's config, for editors")
+    schema.add_argument("job", nargs="?")
+    return parser
+
+
+def _launch(args: argparse.Namespace) -> int:
+    root = project_root()
+    plan = make_plan(args.spec, cluster=args.cluster, settings=args.set, root=root)
+    if args.dry_run:
+        launcher.dry_run(plan)
+        return 0
+    launch = launcher.launch(
+        plan,
+        folder=args.folder,
+        is_new=args.new,
+        only=args.only,
+        skip=args.skip,
+        no_check=args.no_check,
+    )
+    return 0 if args.no_submit else launcher.go_on(launch)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from latentbridge.launch import status
+    from latentbridge.launch.view import display
+
+    launch = Launch(args.launch.absolute())
+    states = status.status(launch)
+    if args.json:
+        print(json.dumps(status.as_record(launch, states), indent=1))
+    else:
+        display.show_status(launch, states)
+    if any(state.phase == "unknown" for state in states):
+        return SchedulerError.exit_code
+    return EXIT_FAILED if any(state.phase in ("failed", "lost", "blocked") for state in states) else 0
+
+
+def _watch(args: argparse.Namespace) -> int:
+    from latentbridge.launch.view.watch import watch
+
+    return watch(Launch(args.launch.absolute()))
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from latentbridge.launch.view.logs import show
+
+    launch, run = _one_run(args.run)
+    return show(launch, run, args.attempt, args.follow)
+
+
+def _explain(args: argparse.Namespace) -> int:
+    from latentbridge.launch.view.explain import explain
+
+    print("\n".join(explain(*_one_run(args.run))))
+    return 0
+
+
+def _reproduce(args: argparse.Namespace) -> int:
+    from latentbridge.launch.view.reproduce import reproduce
+
+    launch, run = _one_run(args.run)
+    return reproduce(launch, run, args.execute)
+
+
+def _one_run(path: Path) -> tuple[Launch, str]:
+    launch, names = find_target(path)
+    if len(names) != 1:
+        raise LatentbridgeError(f"{path} holds {len(names)} runs; name one: {path}/{names[0]}")
+    return launch, names[0]
+
+
+def _targets(paths: list[Path]) -> dict[Path, tuple[Launch, list[str]]]:
+    """The named runs, by launch."""
+    found: dict[Path, tuple[Launch, list[str]]] = {}
+    for path in paths:
+        launch, names = find_target(path)
+        found.setdefault(launch.path, (launch, []))[1].extend(names)
+    return found
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    from latentbridge.launch.orders import cancel
+
+    code = 0
+    for launch, names in _targets(args.target).values():
+        try:
+            cancelled = cancel(launch, names)
+        except (RunError, SchedulerError) as error:  # the others are cancelled all the same
+            print(f"{launch.name}: {error}", file=sys.stderr)
+            code = max(code, error.exit_code)
+        else:
+            print(f"{launch.name}: cancelled {', '.join(cancelled) or 'nothing: every run had ended'}")
+    return code
+
+
+def _retry(args: argparse.Namespace) -> int:
+    from latentbridge.launch.orders import bring_back
+
+    code = 0
+    for launch, names in _targets(args.target).values():
+        back = bring_back(launch, names)
+        print(f"{launch.name}: {', '.join(back) or 'nothing failed, cancelled or held'}")
+        code = max(code, launcher.go_on(launch) if back else 0)
+    return code
+
+
+def _preserve(args: argparse.Namespace) -> int:
+    from latentbridge.launch.finish import finish
+    from latentbridge.launch.status import status
+
+    launch = Launch(args.launch.absolute())
+    unfinished = [state.name for state in status(launch) if state.phase not in ("done", "failed")]
+    print(finish(launch, project_root() / "preserved_data"))
+    if unfinished:
+        print(f"{len(unfinished)} runs have not ended; preserve again when they have", file=sys.stderr)
+    return EXIT_FAILED if unfinished else 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from latentbridge.launch.preserve import verify
+
+    sound = True
+    for archive in args.archive:
+        problems = verify(archive)
+        sound &= not problems
+        for problem in problems:
+            print(f"{archive}: {problem}")
+        if not problems:
+            print(f"{archive}: every file is as it was preserved")
+    return 0 if sound else EXIT_FAILED
+
+
+def _restore(args: argparse.Namespace) -> int:
+    from latentbridge.launch.preserve import restore
+
+    restore(args.archive, args.target)
+    print(f"restored {args.target}")
+    return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from latentbridge.launch.checks.doctor import doctor
+
+    return doctor(project_root())
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from latentbridge.config import Origin
+    from latentbridge.launch.spec import Spec, load_job_config
+
+    model = load_job_config(args.job, project_root(), Origin("schema", 0)) if args.job else Spec
+    print(json.dumps(model.model_json_schema(), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    main()

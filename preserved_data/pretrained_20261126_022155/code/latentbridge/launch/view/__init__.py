@@ -1,0 +1,1 @@
+"""What people look at: tables, live and once; logs; the state of one run in words."""

@@ -1,0 +1,1 @@
+"""One training loop for every workload: engine, optimiser, checkpoints, ranks."""

@@ -1,0 +1,1 @@
+"""Frozen source model -> trained bridge -> soft tokens of a frozen target model."""
