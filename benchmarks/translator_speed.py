@@ -176,6 +176,7 @@ def training(batch: int, steps: int, folder: Path, **changes: Any) -> None:
         "samples_per_s": round(rates[len(rates) // 2], 2),
         "all": [round(rate, 1) for rate in rates],
         "tokens_per_s": round(records[-1]["tokens_per_s"]),
+        "mfu": records[-1].get("mfu"),
         "peak_gib": round(max(record["peak_gib"] for record in records), 1),
         "ready_s": round(ready, 1),
         "first_minute": json.loads(run.folder.first_minute.read_text()),

@@ -37,6 +37,11 @@ class Metric:
         return f"{self.value:.3f}{interval}"
 
 
+def is_seconds(name: str) -> bool:
+    """Whether a metric of this name is a time, which no repetition gives again to the digit."""
+    return name.endswith("_s")
+
+
 def void(reason: str, n: int = 0) -> Metric:
     """A metric that could not be measured."""
     return Metric(value=None, n=n, void=reason)

@@ -7,6 +7,7 @@ RUN/
   attempts/1/stacks/rank_0.txt          where each of its threads stood, every time it was sent SIGQUIT
   train.jsonl metrics.jsonl             one record a log step; one record an evaluation
   eval_samples_step_250.jsonl           one record a question
+  inference_per_sample.jsonl inference_aggregate.json   what replies cost, one at a time
   checkpoints/{best,last}               links to complete folders, swapped in one step
   DONE | FAILED | STOPPED               one marker: how the run ended, and why
 """
@@ -292,6 +293,16 @@ class RunDir:
     def eval_samples(self, label: int | str) -> Path:
         """The answers of one evaluation; label: an update count, or "final"."""
         return self.path / f"eval_samples_step_{label}.jsonl"
+
+    @property
+    def inference_samples(self) -> Path:
+        """What each reply cost, measured one problem at a time."""
+        return self.path / "inference_per_sample.jsonl"
+
+    @property
+    def inference_aggregate(self) -> Path:
+        """The same over all problems, by method."""
+        return self.path / "inference_aggregate.json"
 
     def list_attempts(self) -> list[Path]:
         """Attempt folders, oldest first."""

@@ -18,7 +18,7 @@ from latentbridge.rundir import RunDir, read_json, read_jsonl, write_atomic, wri
 
 SIGNIFICANCE = 0.05
 _SHARE = re.compile(r"(^|_)accuracy$")
-_LOWER_IS_BETTER = re.compile(r"(^|_)(nll|loss|perplexity|bits_per_byte)$")
+_LOWER_IS_BETTER = re.compile(r"(^|_)(nll|loss|perplexity|bits_per_byte|s|kv_mib)$")
 
 
 def summarize(launch_folder: Path) -> Summary:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from latentbridge.audit.summary import CellRow, Summary, Verdict
-from latentbridge.metric import Metric
+from latentbridge.metric import Metric, void
 
 MAX_WIDTH = 150
 MIN_NAME, MAX_NAME = 20, 44
@@ -33,6 +33,9 @@ RECOVERED = {
     "cut text": "context_recovered_cut_text",
     "question/soft": "compression_question",
 }
+# by method, and for the bridge what it saves of the target's cache
+INFERENCE = {"first token s": "ttft_s", "each further ms": "tpot_s", "cache MiB": "kv_mib"}
+SAVED = "kv_saved_mib"
 # what the translator's columns are made of; summary.json has them
 ONLY_IN_JSON = {
     "bridged_nll",
@@ -98,6 +101,14 @@ def blocks(summary: Summary) -> list[Block]:
     found = [_cell_block(summary)]
     if any(name in cell.metrics for cell in summary.cells for name in RECOVERED.values()):
         found.append(_recovered_block(summary))
+    if inference := _inference_rows(summary):
+        found.append(
+            Block(
+                "Inference, one problem at a time: with all that comes before the first token",
+                ["cell", "method", *INFERENCE, "saved MiB"],
+                inference,
+            )
+        )
     if others := _other_rows(summary):
         found.append(
             Block(f"Other metrics: {INTERVALS}", ["cell", "metric", "value [95 % interval]"], others)
@@ -141,13 +152,30 @@ def _recovered_block(summary: Summary) -> Block:
     return Block(title, ["cell", *RECOVERED, "against no source and shuffled"], rows)
 
 
+def _inference_rows(summary: Summary) -> list[list[str]]:
+    rows = []
+    for cell in summary.cells:
+        found = cell.metrics
+        for method in (name.removesuffix("_ttft_s") for name in found if name.endswith("_ttft_s")):
+            first, further, cache = (
+                found.get(f"{method}_{quantity}", void("")) for quantity in INFERENCE.values()
+            )
+            # a token takes milliseconds, of which three digits of a second show little
+            scaled = further if further.value is None else replace(further, value=1e3 * further.value)
+            saved = found.get(SAVED) if method == "bridged" else None
+            shown = [_brief(value, interval=False) for value in (first, scaled, cache)]
+            rows.append([cell.name, method, *shown, "-" if saved is None else _brief(saved, interval=False)])
+    return rows
+
+
 def _other_rows(summary: Summary) -> list[list[str]]:
-    known = {*ACCURACY.values(), *RECOVERED.values()} | ONLY_IN_JSON
+    known = {*ACCURACY.values(), *RECOVERED.values(), SAVED} | ONLY_IN_JSON
+    timed = tuple(f"_{quantity}" for quantity in INFERENCE.values())
     return [
         [cell.name, name, _brief(metric, interval=True)]
         for cell in summary.cells
         for name, metric in cell.metrics.items()
-        if name not in known
+        if name not in known and not name.endswith(timed)
     ]
 
 

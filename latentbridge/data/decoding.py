@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def generate(lm: FrozenLM, embeds: Tensor, mask: Tensor, max_new_tokens: int) ->
     """
     if not bool(mask[:, -1].all()):
         raise ValueError("generate: a row ends in padding; pad prompts on the left")
-    length = -(-(embeds.shape[1] + max_new_tokens) // _BUCKET) * _BUCKET
+    length = _length(embeds, max_new_tokens)
     stops = _stop_ids(lm)
     together = max(1, _TOKENS_IN_MEMORY // length)
     texts: list[str] = []
@@ -46,6 +46,38 @@ def generate(lm: FrozenLM, embeds: Tensor, mask: Tensor, max_new_tokens: int) ->
         rows = block.decode(embeds[part], mask[part], max_new_tokens, lambda rows: _ended(lm, rows, stops))
         texts += _texts(lm, rows, stops)
     return texts
+
+
+class Reply(NamedTuple):
+    """num_tokens: made until the reply had ended, with <eos> or what completed its answer line."""
+
+    text: str
+    num_tokens: int
+
+
+def reply(
+    lm: FrozenLM,
+    embeds: Tensor,
+    mask: Tensor,
+    max_new_tokens: int,
+    num_tokens: int | None = None,
+    after_first: Callable[[], None] = lambda: None,
+) -> Reply:
+    """What `generate` gives for one prompt, embeds (1, T, D), in a way that can be timed.
+
+    num_tokens: of the reply, where it is known: no token is made beyond it; else its end is seen up to
+    15 tokens late.  after_first: called when the device has been told to choose the first token
+    """
+    block, stops = _block(lm, 1, _length(embeds, max_new_tokens)), _stop_ids(lm)
+    steps = num_tokens or max_new_tokens
+    (row,) = block.decode(embeds, mask, steps, lambda rows: _ended(lm, rows, stops), after_first)
+    row = row[: _count_to_end(lm, row, stops)]
+    (text,) = _texts(lm, [row], stops)
+    return Reply(text, len(row))
+
+
+def _length(embeds: Tensor, max_new_tokens: int) -> int:
+    return -(-(embeds.shape[1] + max_new_tokens) // _BUCKET) * _BUCKET
 
 
 def release(*models: FrozenLM) -> None:
@@ -133,7 +165,12 @@ class _Block:
 
     @torch.no_grad()
     def decode(
-        self, embeds: Tensor, mask: Tensor, steps: int, ended: Callable[[Tensor], list[bool]]
+        self,
+        embeds: Tensor,
+        mask: Tensor,
+        steps: int,
+        ended: Callable[[Tensor], list[bool]],
+        after_first: Callable[[], None] = lambda: None,
     ) -> list[list[int]]:
         """Tokens after each prompt, at most `steps`; what follows a row's end has no meaning.
 
@@ -142,6 +179,7 @@ class _Block:
         total = len(mask)
         finished: dict[int, list[int]] = {}
         self._read(embeds, mask)
+        after_first()
         rows = list(range(total))
         done = 1
         while rows:
@@ -270,6 +308,17 @@ def _ended(lm: FrozenLM, rows: Tensor, stops: set[int]) -> list[bool]:
         is_stopped or _ANSWER_LINE.search(text) is not None
         for is_stopped, text in zip(stopped, tails, strict=True)
     ]
+
+
+def _count_to_end(lm: FrozenLM, row: Sequence[int], stops: set[int]) -> int:
+    """Tokens of a reply up to the one that ends it; all of them where none does."""
+    for count, token in enumerate(row, start=1):
+        if token in stops:
+            return count
+        (text,) = _decode(lm, [row[max(0, count - _TAIL) : count]], stops)
+        if _ANSWER_LINE.search(text):
+            return count
+    return len(row)
 
 
 def _texts(lm: FrozenLM, rows: Sequence[Sequence[int]], stops: set[int]) -> list[str]:

@@ -26,6 +26,7 @@ from latentbridge.pretrain.model import build_model
 from latentbridge.rundir import write_json
 from latentbridge.train import distributed
 from latentbridge.train.checkpoint import load_weights
+from latentbridge.train.flops import TRAINED, matrix_size
 from latentbridge.train.loop import LossTerm, begin, fit
 
 _ENCODE_AT_ONCE = 20_000
@@ -50,6 +51,9 @@ class Pretraining:
         self.tokenizer = build_tokenizer(config.model.tokenizer)
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, self.tokenizer).to(self.device)
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        body: Any = self.model.base_model
+        self._matrices = matrix_size(body) + int(head.weight.numel())
         # encoded once and kept on the device: 1e6 problems take 0.3 GB, and the GPU never waits for text
         ids, prompt_ends, ends = self._encode_training_set()
         self._ids, self._prompt_ends, self._ends = (x.to(self.device) for x in (ids, prompt_ends, ends))
@@ -105,6 +109,10 @@ class Pretraining:
                 distributed.global_mean((each * question).sum(), question.sum()), self.config.question_weight
             ),
         }
+
+    def flops(self, batch: Batch, step: int) -> int:
+        """Model FLOPs of forward and backward, see train/flops.py."""
+        return TRAINED * self._matrices * batch.num_tokens
 
     def evaluate(self, model: nn.Module, step: int, label: str) -> dict[str, Metric]:
         """accuracy: exact match of greedy answers;  answer_nll: nats per answer token."""

@@ -17,6 +17,7 @@ from latentbridge.train import checkpoint, distributed
 from latentbridge.train.config import EarlyStopConfig, OptimConfig, TrainConfig
 from latentbridge.train.engine import build_engine
 from latentbridge.train.first_minute import FIRST_MINUTE, Weighable, first_minute
+from latentbridge.train.flops import Counted, utilisation
 from latentbridge.train.optim import lr_factor
 from latentbridge.train.seeding import SampleOrder, reseed
 from latentbridge.train.stopping import StopPoll
@@ -34,7 +35,7 @@ class LossTerm:
 
 
 class Workload(Protocol):
-    """What a workload plugs into the loop.
+    """What a workload plugs into the loop; one that is `Counted` too tells its share of the device's peak.
 
     model          what is trained; frozen models live outside of it
     num_examples   size of the training set
@@ -203,7 +204,8 @@ class _Loop:
             engine.backward(loss)
             values = {f"losses.{name}": term.value for name, term in terms.items()} | {"loss": loss}
             self.tally.add(step, values, weight=engine.micro_batch_size)
-            self.tally.count(engine.micro_batch_size, getattr(batch, "num_tokens", 0))
+            flops = self.workload.flops(batch, step) if isinstance(self.workload, Counted) else 0
+            self.tally.count(engine.micro_batch_size, getattr(batch, "num_tokens", 0), flops)
             self.run.beat()
         norm = engine.update(lr_factor(config.optim, config.train.steps, step - 1))
         self.tally.add(step, {"grad_norm": torch.as_tensor(norm, device=distributed.device())})
@@ -229,6 +231,9 @@ class _Loop:
         }
         if totals.tokens:
             record["tokens_per_s"] = totals.tokens / totals.train_s
+        mfu = utilisation(totals.flops, totals.train_s, self.config.train.precision)
+        if mfu is not None:
+            record["mfu"] = mfu
         if torch.cuda.is_available():
             record["peak_gib"] = max(distributed.gather_in_order([torch.cuda.max_memory_allocated()])) / 2**30
         self.run.log(record)

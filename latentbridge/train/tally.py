@@ -25,6 +25,7 @@ class Totals:
     counts: dict[str, int] = field(default_factory=dict)
     samples: int = 0
     tokens: int = 0
+    flops: int = 0
     train_s: float = 0.0
 
     def means(self) -> dict[str, float]:
@@ -55,6 +56,7 @@ class Tally:
         self._pending: dict[tuple[str, ...], _Sums] = {}
         self._samples = 0
         self._tokens = 0
+        self._flops = 0
         self._started: float | None = None
 
     def start_clock(self) -> None:
@@ -72,10 +74,11 @@ class Tally:
             self._pending[tuple(values)] = _Sums(row)
         self._pending[tuple(values)].add(row, step, weight)
 
-    def count(self, samples: int, tokens: int) -> None:
+    def count(self, samples: int, tokens: int, flops: int = 0) -> None:
         """Count what this rank has trained on."""
         self._samples += samples
         self._tokens += tokens
+        self._flops += flops
 
     def settle(self) -> float:
         """Move what was added into `totals`; returns the seconds of training since the last call.
@@ -89,13 +92,15 @@ class Tally:
                 local.append((name, total, sums.count, first_bad))
         # the device has caught up with the host here, so this is the time that training took
         seconds = time.perf_counter() - self._started if self._started is not None else 0.0
-        ranks = distributed.gather_in_order([(local, self._samples, self._tokens)])
-        self._pending, self._samples, self._tokens, self._started = {}, 0, 0, None
-        _refuse_not_finite([values for values, _, _ in ranks])
-        for values, samples, tokens in ranks:
+        ranks = distributed.gather_in_order([(local, self._samples, self._tokens, self._flops)])
+        self._pending, self._started = {}, None
+        self._samples = self._tokens = self._flops = 0
+        _refuse_not_finite([values for values, *_ in ranks])
+        for values, samples, tokens, flops in ranks:
             self._merge(values)
             self.totals.samples += samples
             self.totals.tokens += tokens
+            self.totals.flops += flops
         self.totals.train_s += seconds
         return seconds
 

@@ -171,6 +171,8 @@ class EvalConfig(Config):
     max_new_tokens: int = Field(256, ge=1)
     # generation is slow: False leaves it, and every accuracy, to the final evaluation
     generate_every_eval: bool = False
+    # held-out problems that the final evaluation answers again one at a time, to time them; 0: none
+    inference_examples: int = Field(0, ge=0)
 
 
 class TranslatorConfig(JobConfig):
@@ -201,7 +203,7 @@ class TranslatorConfig(JobConfig):
 
     def metric_names(self) -> tuple[str, ...]:
         """What `metrics_of` gives for the final evaluation, where answers are always generated."""
-        from latentbridge.translator.metrics import ANSWERED, BRIDGED, TEXT
+        from latentbridge.translator.metrics import ANSWERED, BRIDGED, INFERENCE, TEXT
 
         recovered = ("", *(f"_{name}" for name in (*BRIDGED, "cut_text") if name != "bridged"))
         return (
@@ -209,6 +211,7 @@ class TranslatorConfig(JobConfig):
             *(f"context_recovered{suffix}" for suffix in recovered),
             *(f"compression_{part}" for part in ("question", "prompt")),
             *(f"{name}_accuracy" for name in ANSWERED),
+            *(INFERENCE if self.eval.inference_examples else ()),
         )
 
     @model_validator(mode="after")
@@ -224,6 +227,15 @@ class TranslatorConfig(JobConfig):
     def _controls_are_possible(self) -> TranslatorConfig:
         if self.problems.eval_examples < 2:
             raise ValueError("problems.eval_examples is 1; the shuffled-source control needs 2 or more")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_timed_is_evaluated(self) -> TranslatorConfig:
+        if self.eval.inference_examples > self.problems.eval_examples:
+            raise ValueError(
+                f"eval.inference_examples is {self.eval.inference_examples}, but there are "
+                f"{self.problems.eval_examples} problems (problems.eval_examples); write at most so many"
+            )
         return self
 
     @model_validator(mode="after")

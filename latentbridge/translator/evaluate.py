@@ -22,6 +22,7 @@ from latentbridge.metric import Metric
 from latentbridge.rundir import write_atomic
 from latentbridge.train import distributed
 from latentbridge.translator.config import TranslatorConfig
+from latentbridge.translator.inference import Inference
 from latentbridge.translator.layout import TargetInput
 from latentbridge.translator.metrics import Sample, metrics_of
 from latentbridge.translator.prompts import Padded, Prompts, Tokens
@@ -57,6 +58,7 @@ class Evaluator:
         self._source_key = model_key(config.source.model, source)
         self._target_key = model_key(config.target.model, target)
         self._empty = self._states_of_no_question()
+        self._inference = Inference(config, source, target, prompts, target_input, soft_tokens, run)
 
     def _states_of_no_question(self) -> Padded:
         nothing = replace(self.prompts.problems[0], question="")
@@ -82,7 +84,10 @@ class Evaluator:
         if answered and self._run.is_main:
             lines = [json.dumps(sample.as_record(label), ensure_ascii=False) for sample in samples]
             write_atomic(self._run.folder.eval_samples(label), "\n".join(lines) + "\n")
-        return metrics_of(samples, self._config.model.soft_tokens, self._config.prompt_mode)
+        metrics = metrics_of(samples, self._config.model.soft_tokens, self._config.prompt_mode)
+        if label == "final" and self._config.eval.inference_examples:
+            metrics |= self._inference(bridge)
+        return metrics
 
     @torch.no_grad()
     def try_out(self, bridge: nn.Module) -> None:

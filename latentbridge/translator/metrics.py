@@ -15,6 +15,11 @@ TEXT = ("no_context", "full_text", "cut_text")
 # whose generated answers are scored
 ANSWERED = (*BRIDGED, "source_alone", "target_alone", "cut_text", "cascade")
 
+# whose replies are timed one at a time, and what is told of each
+MEASURED = ("source_alone", "target_alone", "bridged", "cut_text", "cascade")
+QUANTITIES = ("ttft_s", "tpot_s", "kv_mib")
+INFERENCE = (*(f"{name}_{quantity}" for name in MEASURED for quantity in QUANTITIES), "kv_saved_mib")
+
 INVALID = "[invalid]"
 
 

@@ -17,11 +17,12 @@ from latentbridge.data.language_model import load_frozen
 from latentbridge.data.problems import Problem, Split, extract_answer, load_problems
 from latentbridge.data.scoring import answer_states, packed_answer_states, token_nll
 from latentbridge.job import Run
+from latentbridge.metric import is_seconds
 from latentbridge.nn.norm import rms
 from latentbridge.rehearsal.contract import Caught, Check, Stage, open_gates
 from latentbridge.rehearsal.tiny import tiny_model
 from latentbridge.translator.config import BridgeConfig, DiTConfig, LanguageModelConfig, TranslatorConfig
-from latentbridge.translator.metrics import BRIDGED, Sample, metrics_of
+from latentbridge.translator.metrics import BRIDGED, INFERENCE, Sample, metrics_of
 from latentbridge.translator.prompts import Padded
 from latentbridge.translator.train import Translation
 
@@ -93,7 +94,13 @@ class TranslatorRehearsal:
                         "precision": "fp32",
                     }
                 ),
-                "eval": config.eval.model_copy(update={"batch_size": _BATCH, "max_new_tokens": _NEW_TOKENS}),
+                "eval": config.eval.model_copy(
+                    update={
+                        "batch_size": _BATCH,
+                        "max_new_tokens": _NEW_TOKENS,
+                        "inference_examples": min(config.eval.inference_examples, 1),
+                    }
+                ),
                 "warm_start": None,
             }
         )
@@ -133,6 +140,7 @@ _PROTOCOL = (
     "early_stop",
     "eval.max_new_tokens",
     "eval.generate_every_eval",
+    "eval.inference_examples",
     "warm_start",
 )
 _ENGINEERING = (
@@ -256,6 +264,8 @@ def neighbours(stage: Stage) -> str:
     alone = stage.fresh(eval=config.eval.model_copy(update={"batch_size": 1}))
     together, single = stage.evaluated, stage.evaluate(alone)
     for name, metric in together.items():
+        if is_seconds(name):
+            continue
         one, other = metric.value, single[name].value
         if (one is None) != (other is None) or (
             one is not None and other is not None and abs(one - other) > _SAME * max(1.0, abs(one))
@@ -279,6 +289,8 @@ def controls(stage: Stage) -> str:
             raise Caught(f"the control {name} gives the soft tokens of the right source: it controls nothing")
     count = config.problems.eval_examples
     for name, metric in metrics.items():
+        if name in INFERENCE:
+            continue  # of fewer problems, each answered alone
         # a share of context may be void, where tiny models gain nothing from it
         is_void = metric.value is None and name.endswith(("_nll", "_accuracy"))
         if metric.n != count or is_void:

@@ -20,6 +20,7 @@ from latentbridge.train.seeding import seeded_normal
 from latentbridge.translator.bridges import build_bridge, embedding_rms
 from latentbridge.translator.config import TranslatorConfig
 from latentbridge.translator.evaluate import Evaluator
+from latentbridge.translator.flops import TranslatorFlops
 from latentbridge.translator.layout import TargetInput, refuse_too_long
 from latentbridge.translator.objectives import Objectives, Translated
 from latentbridge.translator.prompts import Padded, ProblemSets, Prompts
@@ -63,6 +64,7 @@ class Translation:
         self.warm_start = warm_start(self.bridge, config.warm_start) if config.warm_start else None
         self.target_input = TargetInput(config, self.target, self.prompts.target_frame.opening)
         self.objectives = Objectives(config, self.target, self.prompts, self.target_input, target_rms)
+        self._flops = TranslatorFlops(config, self.bridge, self.source, self.target, self.prompts)
         self.evaluator = Evaluator(
             config,
             self.source,
@@ -162,6 +164,10 @@ class Translation:
             extra = [noise.to(distributed.device())]
         soft: Tensor = model(*source, *extra)
         return soft
+
+    def flops(self, batch: Batch, step: int) -> int:
+        """See `TranslatorFlops`."""
+        return self._flops(batch.indices, step)
 
     def heaviest(self, count: int) -> Sequence[int]:
         """The problems with the most tokens."""

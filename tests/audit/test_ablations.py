@@ -121,6 +121,8 @@ def test_a_lower_loss_wins(launch, metric):
         False,
         False,
     ]
+    names = ("bridged_ttft_s", "cascade_kv_mib", "kv_saved_mib")
+    assert [lower_is_better(name) for name in names] == [True, True, False]
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,20 @@ def test_what_the_columns_are_made_of_is_left_to_summary_json(launch, metric):
     assert {"bridged_nll", "compression_prompt"} <= set(summary.as_record()["cells"][0]["metrics"])
 
 
+def test_what_replies_cost_has_a_table_of_its_own_a_row_a_method(launch, metric):
+    values = {"ttft_s": 0.25, "tpot_s": 0.0125, "kv_mib": 17.5}
+    timed = {f"{method}_{name}": metric(v) for method in ("bridged", "cascade") for name, v in values.items()}
+    launch.run("stable", 1, {**timed, "kv_saved_mib": metric(-0.5)})
+
+    text = render(read_launch(launch.path))
+
+    assert [line.split() for line in section(text, "Inference")[2:]] == [
+        ["stable", "bridged", "0.250", "12.500", "17.500", "-0.500"],
+        ["stable", "cascade", "0.250", "12.500", "17.500", "-"],
+    ]
+    assert "Other metrics" not in text
+
+
 def test_sections_come_headline_first_and_single_runs_last(launch, metric):
     launch.compare.append({"baseline": "stable", "against": ["no_fixes"], "metric": "bridged_accuracy"})
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from latentbridge.data.attention import NAME
-from latentbridge.data.decoding import generate
+from latentbridge.data.decoding import generate, reply
 from latentbridge.data.language_model import FrozenLM
 from latentbridge.data.tokenizers import build_tokenizer
 
@@ -129,3 +129,33 @@ def test_an_answer_line_across_two_checks_is_found():
 
     assert replies == ["x" * 14 + "#### 17"]
     assert len(steps) == 33
+
+
+@pytest.mark.parametrize(
+    ("said", "expected", "num_tokens"),
+    [
+        # the stop token is made as well
+        ("3+4=7 #### 7", "3+4=7 #### 7", 13),
+        # and so is what shows that the number has ended
+        ("a" * 40 + "#### 8\n" + "y" * 30, "a" * 40 + "#### 8", 47),
+        ("no end", "no end" + "d" * 54, 60),
+    ],
+)
+def test_a_reply_that_is_timed_makes_no_token_beyond_its_end(said, expected, num_tokens):
+    tokenizer = build_tokenizer("characters")
+    row = tokenizer.convert_tokens_to_ids(list(said)) + [2] * said.endswith("7")
+    prompt = torch.zeros(1, 1, 5), torch.ones(1, 1, dtype=torch.bool)
+    steps: list[int] = []
+
+    model = Scripted([row], len(tokenizer))
+    assert reply(FrozenLM(model, tokenizer), *prompt, 60) == (expected, num_tokens)
+    model = Scripted([row], len(tokenizer))
+    again = reply(
+        FrozenLM(model, tokenizer),
+        *prompt,
+        60,
+        num_tokens,
+        after_first=lambda: steps.append(len(model.steps)),
+    )
+    assert again == (expected, num_tokens)
+    assert (steps, len(model.steps)) == ([1], num_tokens)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from transformers import DynamicCache
 
 from latentbridge.data.decoding import generate
 from latentbridge.data.language_model import (
     hidden_states,
+    kv_bytes_per_token,
     load_frozen,
     positions,
 )
@@ -94,3 +98,28 @@ def test_a_folder_that_holds_no_weights_is_reported_with_its_name(tmp_path):
 
     with pytest.raises(PreflightError, match=str(tmp_path)):
         load_frozen(str(tmp_path), torch.float32, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [
+        # both published models: the seed counted 0.5 MB, as if every query head had keys of its own
+        ({"num_key_value_heads": 8, "head_dim": 128}, 131_072),
+        ({"num_key_value_heads": 8, "head_dim": None}, 131_072),
+        ({}, 524_288),
+        ({"num_key_value_heads": 8, "head_dim": 64}, 65_536),
+    ],
+)
+def test_a_token_takes_keys_and_values_of_the_key_heads_alone(heads, expected):
+    config = SimpleNamespace(num_hidden_layers=32, num_attention_heads=32, hidden_size=4096, **heads)
+
+    assert kv_bytes_per_token(config, 2) == expected
+
+
+def test_the_bytes_of_a_cache_are_those_that_the_library_keeps(lm):
+    cache = DynamicCache(config=lm.model.config)
+    ids, mask = lm.encode([PROMPTS[2]], add_bos=True, padding="left")
+    lm.model(input_ids=ids, attention_mask=mask.long(), past_key_values=cache, use_cache=True)
+
+    kept = sum(block.nbytes for layer in cache.layers for block in (layer.keys, layer.values))
+    assert kept == ids.shape[1] * lm.kv_bytes_per_token

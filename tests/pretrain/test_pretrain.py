@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from products import Products
 
 from latentbridge.config import Origin, Tree, build, load, to_yaml
 from latentbridge.data.language_model import FrozenLM, load_frozen
@@ -50,6 +51,18 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 
 def config_of(**changes) -> PretrainConfig:
     return build(PretrainConfig, Tree({**TINY, **changes}, {(): Origin("test.yaml", 1)}))
+
+
+@pytest.mark.parametrize("changes", [{}, {"model": GPT2}], ids=["llama", "gpt2"])
+def test_flops_are_those_that_torch_counts_but_for_padding(changes):
+    workload = Pretraining(config_of(**changes), Mock())
+    batch = workload.load_batch([7, 0, 31])
+    with Products() as products:
+        terms = workload.losses(workload.model, batch, step=1)
+        (terms["answer"].value + terms["question"].value).backward()
+
+    assert batch.num_tokens < batch.ids.numel()
+    assert workload.flops(batch, 1) * batch.ids.numel() / batch.num_tokens == products.total
 
 
 @pytest.mark.parametrize("changes", [{}, {"model": GPT2}], ids=["llama", "gpt2"])

@@ -19,7 +19,7 @@ from latentbridge.rehearsal import checks
 from latentbridge.rehearsal.contract import Caught, Stage
 from latentbridge.train import checkpoint
 from latentbridge.train.engine import Engine
-from latentbridge.translator import evaluate, metrics, objectives, rehearsal, train
+from latentbridge.translator import evaluate, inference, metrics, objectives, rehearsal, train
 from latentbridge.translator.bridges import base, dit
 from latentbridge.translator.config import TranslatorConfig
 
@@ -141,6 +141,15 @@ def test_a_best_checkpoint_that_later_updates_overwrite_is_caught(stage, verdict
     is_good, text = verdict(checks.best_weights, stage())
     assert not is_good
     assert re.search(r"the loop refuses it: .*model.safetensors", text)
+
+
+def test_a_reply_that_cannot_be_timed_is_known_before_the_training(stage, verdict, monkeypatch):
+    assert verdict(checks.phases, stage("translator/phase1"))[0]
+
+    monkeypatch.setattr(inference, "MEASURED", ("bridged", "source"))
+    is_good, text = verdict(checks.phases, stage("translator/phase1"))
+    assert not is_good
+    assert "it breaks in the loop: KeyError: 'source'" in text
 
 
 def test_noise_without_a_seed_is_caught(stage, monkeypatch):

@@ -14,6 +14,7 @@ from latentbridge.launch.node.torchrun import child_environment, torchrun_comman
 from latentbridge.launch.plan import code_hash, packages
 from latentbridge.launch.record import Launch, PlannedRun
 from latentbridge.launch.view.overview import shortened
+from latentbridge.metric import is_seconds
 from latentbridge.rundir import RunDir, last_record, read_jsonl
 
 FOLDER = "reproduced"
@@ -132,7 +133,7 @@ def compare(original: RunDir, copy: RunDir) -> tuple[bool, list[str]]:
 
 
 def _numbers(run: RunDir) -> dict[str, float | None]:
-    """Last losses and final metrics by name; None: the metric was void."""
+    """Last losses and final metrics by name, except times; None: the metric was void."""
     found: dict[str, float | None] = {}
     last = last_record(run.train_log) or {}
     losses = {"loss": last.get("loss"), **(last.get("losses") or {})}
@@ -140,7 +141,11 @@ def _numbers(run: RunDir) -> dict[str, float | None]:
     for record in read_jsonl(run.metrics_log):
         if str(record["label"]) == "final":
             metrics: dict[str, Any] = record["metrics"]
-            found |= {f"final {name}": metric.get("value") for name, metric in metrics.items()}
+            found |= {
+                f"final {name}": metric.get("value")
+                for name, metric in metrics.items()
+                if not is_seconds(name)
+            }
     return found
 
 

@@ -28,6 +28,13 @@ class Bridge(nn.Module):
         """(Q, Dt)."""
         return self.soft_tokens, self.target_dim
 
+    def flops(self, rows: int, source_tokens: int, with_flow: bool) -> int:
+        """Model FLOPs of a forward and backward in training, see train/flops.py.
+
+        source_tokens: of all rows together;  with_flow: whether the flow's error is asked for
+        """
+        raise NotImplementedError
+
     def matched(self, soft: Tensor) -> Tensor:
         """Soft tokens at the target's scale, where that is asked for; (B, Q, Dt) both."""
         return match_rms(soft, self.target_rms) if self.rms_match else soft

@@ -13,6 +13,7 @@ from latentbridge.nn.attention import MultiHeadAttention
 from latentbridge.nn.dit import DiTBlock, TimeEmbedding
 from latentbridge.nn.ffn import GELUFeedForward
 from latentbridge.nn.flow import Velocity, flow_error_per_row, integrate
+from latentbridge.train.flops import TRAINED, TRAINED_FIRST, matrix_size
 from latentbridge.translator.bridges.base import Bridge
 from latentbridge.translator.config import BridgeConfig, DiTConfig
 
@@ -86,6 +87,19 @@ class DiTBridge(Bridge):
         # noise of its own: the soft tokens' would make the two terms see the same draw
         start = torch.randn_like(noise)
         return soft, flow_error_per_row(self._velocity(steered), start, vectors.to(dtype), given, time)
+
+    def flops(self, rows: int, source_tokens: int, with_flow: bool) -> int:
+        # what the source said has no gradient
+        total = source_tokens * TRAINED_FIRST * matrix_size(self.align)
+        total += rows * TRAINED * matrix_size(self.condition)
+        if isinstance(self.pool, AttentionPool):
+            read = matrix_size(self.pool.attention.key_value)
+            total += TRAINED * (source_tokens * read + rows * (matrix_size(self.pool) - read))
+        steer = matrix_size(self.blocks, "modulation")
+        once = matrix_size(self.time) + steer
+        each = matrix_size(self.into) + matrix_size(self.blocks) - steer + matrix_size(self.out)
+        velocities = self.dit.train_sampling_steps * (1 if self.dit.guidance is None else 2) + with_flow
+        return total + velocities * rows * TRAINED * (once + self.soft_tokens * each)
 
     def _guided(self, condition: Tensor) -> Velocity:
         steered = self._velocity(condition)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from latentbridge.nn.attention import MultiHeadAttention
 from latentbridge.nn.ffn import SwiGLU
 from latentbridge.nn.norm import RMSNorm
+from latentbridge.train.flops import TRAINED, matrix_size
 from latentbridge.translator.bridges.base import Bridge
 from latentbridge.translator.config import BridgeConfig
 
@@ -58,6 +59,12 @@ class GatedBridge(Bridge):
         for block in self.blocks:
             soft = block(soft, hidden, mask)
         return self.matched(self.out(self.norm_out(soft)))
+
+    def flops(self, rows: int, source_tokens: int, with_flow: bool) -> int:
+        # keys and values are made of source tokens, all else of soft tokens
+        read = matrix_size(self.blocks, "cross_attention.key_value")
+        rest = matrix_size(self.blocks) - read + matrix_size(self.out)
+        return TRAINED * (source_tokens * read + rows * self.soft_tokens * rest)
 
 
 def initial_queries(soft_tokens: int, dim: int) -> Tensor:

@@ -24,6 +24,9 @@ class PassthroughBridge(Bridge):
                 f"embeddings {target_dim}; take two models of one width, or another kind"
             )
 
+    def flops(self, rows: int, source_tokens: int, with_flow: bool) -> int:
+        return 0
+
     def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """hidden: (B, S, D), padded on the right;  mask: (B, S) bool;  returns (B, Q, D).
 

@@ -93,6 +93,9 @@ def pair(launch, tmp_path):
 def test_equal_numbers_are_equal_whatever_the_speed(pair):
     for run in pair:
         log_numbers(run, loss=0.5, accuracy=0.25)
+    for run, seconds in zip(pair, (1.25, 1.5), strict=True):
+        metrics = {"bridged_ttft_s": {"value": seconds, "n": 2}}
+        append_jsonl(run.metrics_log, {"step": 100, "label": "final", "metrics": metrics})
     append_jsonl(pair[1].train_log, {"step": 100, "loss": 0.5, "losses": {"lm": 0.5}, "samples_per_s": 77.0})
 
     is_equal, lines = compare(*pair)
