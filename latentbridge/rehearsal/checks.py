@@ -24,7 +24,7 @@ def _performance(stage: Stage) -> Performance:
 
 
 def phases(stage: Stage) -> str:
-    """Every phase once: update, evaluation, save, stop, resume, final evaluation."""
+    """Every phase once: update, evaluation, save, stop, resume, final evaluation, summary, archive."""
     if not stage.is_trained:
         return "only evaluated"
     seen = _performance(stage)
@@ -34,7 +34,10 @@ def phases(stage: Stage) -> str:
     named = stage.config.metric_names()
     if named is not None and (missing := set(named) - set(seen.summary["final"])):
         raise Caught(f"the final evaluation does not measure {', '.join(sorted(missing))}")
-    return f"{STEPS} updates, {len(expected)} evaluations, stopped and resumed once"
+    return (
+        f"{STEPS} updates, {len(expected)} evaluations, stopped and resumed once, "
+        f"{seen.num_preserved} files archived"
+    )
 
 
 def training_mode(stage: Stage) -> str:

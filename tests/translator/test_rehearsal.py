@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 import torch
 
+from latentbridge.audit import ablations
 from latentbridge.config import Tree, build, read_yaml
 from latentbridge.data import problem as problem_module
+from latentbridge.job import Run
+from latentbridge.launch import preserve
 from latentbridge.launch.spec import read_base
 from latentbridge.rehearsal import checks
 from latentbridge.rehearsal.contract import Caught, Stage
@@ -162,6 +165,46 @@ def test_a_crash_of_the_first_evaluation_is_caught(stage, verdict, monkeypatch):
     is_good, text = verdict(checks.phases, stage())
     assert not is_good
     assert re.search("it breaks in the loop: TypeError: metrics_of", text)
+
+
+def test_a_run_is_archived_to_its_end(stage, verdict):
+    is_good, text = verdict(checks.phases, stage())
+
+    assert is_good
+    assert text == "2 updates, 4 evaluations, stopped and resumed once, 12 files archived"
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(ablations, "render"), (ablations, "read_run"), (preserve, "_write")]
+)
+def test_a_crash_of_summary_or_archive_is_caught(stage, verdict, monkeypatch, place: Any, name: str):
+    """It would show when the last run of a launch has ended."""
+
+    def broken(*_: Any) -> None:
+        raise KeyError("cascade")
+
+    monkeypatch.setattr(place, name, broken)
+    is_good, text = verdict(checks.phases, stage())
+    assert not is_good
+    assert text == "the finished run cannot be summarised and archived: KeyError: 'cascade'"
+
+
+def test_an_archive_that_loses_results_is_caught(stage, verdict, monkeypatch):
+    belongs = preserve._belongs
+    monkeypatch.setattr(preserve, "_belongs", lambda name: belongs(name) and "metrics" not in name)
+
+    is_good, text = verdict(checks.phases, stage())
+    assert not is_good
+    assert text == "its archive does not give the summary that was made of the launch"
+
+
+def test_records_that_a_summary_cannot_read_are_caught(stage, verdict, monkeypatch):
+    """What is damaged is no crash of a summary: it is told as the run's cause."""
+    monkeypatch.setattr(Run, "log_metrics", lambda self, record: None)
+
+    is_good, text = verdict(checks.phases, stage())
+    assert not is_good
+    assert text.startswith("its summary has not what the final evaluation found")
 
 
 def test_the_gold_answer_in_the_input_is_caught(stage, monkeypatch):
