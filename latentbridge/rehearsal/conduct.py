@@ -83,7 +83,7 @@ class _Plan:
         total = len(checks) * len(by_stage) + len(self._cells)
         done = 0
         for cells in by_stage.values():
-            stage = self._stage(self._built(cells[0].settings))
+            stage = self._stage(*(self._built(cell.settings) for cell in cells))
             runs = [run for cell in cells for run in cell.runs]
             for check in checks:
                 self._say(done, total, f"{check.name} of {runs[0]}")
@@ -115,11 +115,12 @@ class _Plan:
     def _small(self, config: JobConfig) -> dict[str, Any]:
         return dump(self._shrunk(config))
 
-    def _stage(self, config: JobConfig) -> Stage:
-        small = self._shrunk(config)
+    def _stage(self, *configs: JobConfig) -> Stage:
+        """configs: which come to one when they are shrunk."""
+        small = self._shrunk(configs[0])
         name = config_id("", small)
         if name not in self._stages:
-            self._stages[name] = Stage(self._rehearsal, small, self._scratch / name)
+            self._stages[name] = Stage(self._rehearsal, small, self._scratch / name, configs)
         return self._stages[name]
 
     def _fingerprint(self, config: JobConfig) -> str:

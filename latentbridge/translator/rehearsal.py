@@ -14,15 +14,16 @@ from torch import Tensor
 from latentbridge.config import dump
 from latentbridge.data.config import ProblemsConfig
 from latentbridge.data.language_model import load_frozen
-from latentbridge.data.problems import Problem, Split, extract_answer, load_problems
+from latentbridge.data.problems import Problem, Split, load_problems
 from latentbridge.data.scoring import answer_states, packed_answer_states, token_nll
 from latentbridge.job import Run
 from latentbridge.nn.norm import rms
 from latentbridge.rehearsal.contract import Caught, Check, Stage, open_gates
+from latentbridge.rehearsal.problems import refuse_given_answers
 from latentbridge.rehearsal.tiny import tiny_model
 from latentbridge.translator.config import BridgeConfig, DiTConfig, LanguageModelConfig, TranslatorConfig
-from latentbridge.translator.metrics import BRIDGED, Sample, metrics_of
-from latentbridge.translator.prompts import Padded
+from latentbridge.translator.metrics import BRIDGED, INVALID, Sample, metrics_of
+from latentbridge.translator.prompts import Padded, Prompts
 from latentbridge.translator.train import Translation
 
 _BATCH = 2
@@ -169,30 +170,24 @@ def _small_layer(layer: int) -> int:
 
 def answers(stage: Stage) -> str:
     """Gold is the solution's own number, differs between problems, and is read by nobody beforehand."""
-    config = _config(stage)
-    problems = load_problems(config.problems, "eval")
-    for problem in problems:
-        if problem.gold != extract_answer(problem.answer):
-            raise Caught(
-                f"problem {problem.index}: gold is {problem.gold}, but its solution ends in "
-                f"{extract_answer(problem.answer)}"
-            )
-    if len({problem.gold for problem in problems}) == 1:
-        raise Caught(f"the gold answer of all {len(problems)} problems is {problems[0].gold}")
-    nothing = Sample(0, "", "", "[invalid]", 1, 1, {}, dict.fromkeys(("bridged",), "no number here"))
+    config, made = _config(stage), _workload(stage)
+
+    def prompts(real: ProblemsConfig, split: Split, problems: Sequence[Problem]) -> list[str]:
+        asked = config.model_copy(update={"problems": real})
+        return Prompts(asked, split, made.source, made.target, lambda *_: problems).prompt_texts
+
+    shown = refuse_given_answers([real.problems for real in stage.real], prompts)
+    nothing = Sample(0, "", "", INVALID, 1, 1, {}, dict.fromkeys(("bridged",), "no number here"))
     if nothing.is_right("bridged"):
-        raise Caught("an answer that was not found counts as right where the gold one is '[invalid]'")
-    told, altered = (
-        _workload(stage),
-        Translation(config, stage.run(), problems=_other_answers, models=_load_once),
-    )
+        raise Caught(f"an answer that was not found counts as right where the gold one is '{INVALID}'")
+    altered = Translation(config, stage.run(), problems=_other_answers, models=_load_once)
     open_gates(altered.model)
     for what, first, second in zip(
-        _READERS, _read_before_answers(told), _read_before_answers(altered), strict=True
+        _READERS, _read_before_answers(made), _read_before_answers(altered), strict=True
     ):
         if first.shape != second.shape or not torch.equal(first, second):
             raise Caught(f"what {what} reads changes with the gold answer, so the answer is given away")
-    return f"{len(_READERS)} inputs, none of which changes with the gold answers"
+    return f"{len(_READERS)} inputs do not change with the gold answers; {shown}"
 
 
 def _other_answers(config: ProblemsConfig, split: Split) -> Sequence[Problem]:

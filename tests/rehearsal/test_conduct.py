@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from latentbridge.data.config import ProblemsConfig
+from latentbridge.data.problem import Problem
 from latentbridge.launch.checks.rehearse import _request
 from latentbridge.launch.plan import make_plan
 from latentbridge.rehearsal.conduct import conduct
+from latentbridge.translator import prompts
 from latentbridge.translator.config import LossesConfig
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +81,20 @@ def test_an_override_that_its_own_cell_switches_off_is_caught(rehearsed):
     (verdict,) = verdicts["ablation"]
     assert not verdict["ok"]
     assert verdict["text"].startswith("optim.gate_lr_multiplier changes nothing in this run")
+
+
+def test_of_cells_that_shrink_to_one_every_real_prompt_is_read(rehearsed, monkeypatch):
+    prompt_text = prompts.prompt_text
+
+    def telling(problem: Problem, config: ProblemsConfig) -> str:
+        return prompt_text(problem, config) + (problem.answer if config.few_shot == 4 else "")
+
+    monkeypatch.setattr(prompts, "prompt_text", telling)
+    verdicts = rehearsed({"eight": {}, "four": {"problems.few_shot": 4}}, off=("phases", "gradients"))
+
+    (verdict,) = verdicts["answers"]
+    assert verdict["runs"] == ["eight", "four"]
+    assert verdict["text"].startswith("the prompt of eval problem 0 holds its solution")
 
 
 def test_an_unknown_check_cannot_be_left_out(rehearsed):

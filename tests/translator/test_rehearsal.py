@@ -14,15 +14,16 @@ import torch
 
 from latentbridge.audit import ablations
 from latentbridge.config import Tree, build, read_yaml
+from latentbridge.data import gsm8k
 from latentbridge.data import problem as problem_module
 from latentbridge.job import Run
 from latentbridge.launch import preserve
 from latentbridge.launch.spec import read_base
-from latentbridge.rehearsal import checks
+from latentbridge.rehearsal import checks, problems
 from latentbridge.rehearsal.contract import Caught, Stage
 from latentbridge.train import checkpoint
 from latentbridge.train.engine import Engine
-from latentbridge.translator import evaluate, metrics, objectives, rehearsal, train
+from latentbridge.translator import evaluate, metrics, objectives, prompts, rehearsal, train
 from latentbridge.translator.bridges import base, dit
 from latentbridge.translator.config import TranslatorConfig
 
@@ -37,14 +38,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage(tmp_path: Path, tiny: Path) -> Callable[..., Stage]:
-    """Makes the stage of a base config that ships, with changes."""
+    """Makes the stage of a base config that ships, with changes; real: those of the cells it stands for."""
     number = count()
 
-    def make(name: str = "translator/phase1", changes: dict[str, Any] | None = None) -> Stage:
-        tree = read_base(name, ROOT, HERE).override(Tree(changes or {}, {(): HERE}))
+    def make(
+        name: str = "translator/phase1",
+        changes: dict[str, Any] | None = None,
+        real: list[dict[str, Any]] | None = None,
+    ) -> Stage:
+        base = read_base(name, ROOT, HERE).override(Tree(changes or {}, {(): HERE}))
+        cells = [build(TranslatorConfig, base.override(Tree(more, {(): HERE}))) for more in real or [{}]]
         mine = rehearsal.TranslatorRehearsal()
-        small = mine.shrink(build(TranslatorConfig, tree), tiny)
-        return Stage(mine, small, tmp_path / f"stage{next(number)}")
+        return Stage(mine, mine.shrink(cells[0], tiny), tmp_path / f"stage{next(number)}", cells)
 
     return make
 
@@ -209,10 +214,17 @@ def test_records_that_a_summary_cannot_read_are_caught(stage, verdict, monkeypat
 
 def test_the_gold_answer_in_the_input_is_caught(stage, monkeypatch):
     """The published 81.5 %: prompt + gold went into the source and the target."""
-    from latentbridge.translator import prompts
-
     prompt_text = prompts.prompt_text
     monkeypatch.setattr(prompts, "prompt_text", lambda p, c: f"{prompt_text(p, c)} {p.answer}")
+
+    with pytest.raises(Caught, match="the prompt of eval problem 0 holds its solution"):
+        rehearsal.answers(stage())
+
+
+def test_a_gold_number_in_the_input_is_caught(stage, monkeypatch):
+    """It is no part of a text that must not be there, for any number may: what is read changes with it."""
+    prompt_text = prompts.prompt_text
+    monkeypatch.setattr(prompts, "prompt_text", lambda p, c: f"{prompt_text(p, c)} {p.gold}")
 
     with pytest.raises(Caught, match="what the source in training reads changes with the gold answer"):
         rehearsal.answers(stage())
@@ -222,13 +234,13 @@ def test_the_gold_answer_in_the_input_is_caught(stage, monkeypatch):
     ("spoil", "complaint"),
     [
         (lambda p: replace(p, gold="12"), "gold is 12, but its solution ends in"),
-        (lambda p: replace(p, gold="12", answer="#### 12"), "the gold answer of all 3 problems is 12"),
+        (lambda p: replace(p, gold="12", answer="#### 12"), "the gold answer of all 63 problems is 12"),
     ],
 )
 def test_a_gold_answer_that_is_another_questions_is_caught(stage, monkeypatch, spoil: Any, complaint: str):
     """42 GPU-hours: the gold answer of every problem was the first worked example's, 12."""
-    load = rehearsal.load_problems
-    monkeypatch.setattr(rehearsal, "load_problems", lambda *a: [spoil(p) for p in load(*a)])
+    load = problems.load_problems
+    monkeypatch.setattr(problems, "load_problems", lambda *a: [spoil(p) for p in load(*a)])
 
     with pytest.raises(Caught, match=complaint):
         rehearsal.answers(stage())
@@ -239,8 +251,30 @@ def test_invalid_that_equals_invalid_is_caught(stage, monkeypatch):
     extract = problem_module.extract_answer
     monkeypatch.setattr(metrics, "extract_answer", lambda text: extract(text) or "[invalid]")
 
-    with pytest.raises(Caught, match="an answer that was not found counts as right"):
+    with pytest.raises(Caught, match=r"an answer that was not found counts as right .* is '\[invalid\]'"):
         rehearsal.answers(stage())
+
+
+def test_worked_examples_of_the_real_prompt_that_are_trained_on_are_caught(stage, monkeypatch):
+    """Tiny models are asked without worked examples; the texts are looked at as the cell has them."""
+    monkeypatch.setattr(gsm8k, "load_gsm8k", lambda split, few_shot: list(gsm8k._read(split)))
+
+    assert "prompts with 0 worked examples" in rehearsal.answers(stage(real=[{"problems.few_shot": 0}]))
+    with pytest.raises(Caught, match=r"train problem \d+ is a worked example in every prompt"):
+        rehearsal.answers(stage(real=[{"problems.few_shot": 0}, {}]))
+
+
+def test_a_solution_among_the_worked_examples_of_its_own_prompt_is_caught(stage, monkeypatch):
+    prompt_text = prompts.prompt_text
+
+    def telling(problem: Any, config: Any) -> str:
+        solved = problem.answer.rsplit("####", 1)[0]
+        return (f"Q: ...\nA: {solved}\n" if config.few_shot == 8 else "") + prompt_text(problem, config)
+
+    monkeypatch.setattr(prompts, "prompt_text", telling)
+    assert "prompts with 4 worked examples" in rehearsal.answers(stage(real=[{"problems.few_shot": 4}]))
+    with pytest.raises(Caught, match="the prompt of eval problem 0 holds its solution: '"):
+        rehearsal.answers(stage(real=[{"problems.few_shot": 4}, {"problems.few_shot": 8}]))
 
 
 def test_labels_that_are_not_shifted_are_caught(stage, monkeypatch):
