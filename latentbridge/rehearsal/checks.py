@@ -15,6 +15,8 @@ from latentbridge.train.seeding import reseed
 
 # a gradient this small beside the loss itself is rounding
 _ROUNDING = 1e-6
+# of anything else, what changed less than this share is rounding
+SAME = 1e-4
 _DRAWS = 4
 
 
@@ -152,6 +154,21 @@ def repeatable(stage: Stage) -> str:
     return f"{len(first)} metrics, twice the same"
 
 
+def any_batch(stage: Stage) -> str:
+    """Neither a problem's neighbours in a batch nor the padding they bring change its numbers."""
+    config = stage.config
+    alone = stage.fresh(eval=config.eval.model_copy(update={"batch_size": 1}))
+    together, single = stage.evaluated, stage.evaluate(alone)
+    for name, metric in together.items():
+        one, other = metric.value, single[name].value
+        if (one is None) != (other is None) or (
+            one is not None and other is not None and abs(one - other) > SAME * max(1.0, abs(one))
+        ):
+            raise Caught(f"{name} is {one} in batches of {config.eval.batch_size} and {other} one by one")
+    return f"{len(together)} metrics in batches of {config.eval.batch_size} as one by one"
+
+
+# of every workload; `any_batch` is for those with eval.batch_size
 CHECKS = (
     Check("phases", phases),
     Check("gradients", gradients),

@@ -11,29 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentbridge.config import dump
 from latentbridge.data.config import ProblemsConfig
 from latentbridge.data.language_model import load_frozen
 from latentbridge.data.problems import Problem, Split, load_problems
 from latentbridge.data.scoring import answer_states, packed_answer_states, token_nll
 from latentbridge.job import Run
 from latentbridge.nn.norm import rms
+from latentbridge.rehearsal.checks import SAME, any_batch
 from latentbridge.rehearsal.contract import Caught, Check, Stage, open_gates
+from latentbridge.rehearsal.language import nats_one_by_one
 from latentbridge.rehearsal.problems import refuse_given_answers
+from latentbridge.rehearsal.shrinking import (
+    BATCH,
+    ENGINEERING,
+    NEW_TOKENS,
+    PROTOCOL,
+    chosen,
+    small_problems,
+    small_train,
+)
 from latentbridge.rehearsal.tiny import tiny_model
 from latentbridge.translator.config import BridgeConfig, DiTConfig, LanguageModelConfig, TranslatorConfig
 from latentbridge.translator.metrics import BRIDGED, INVALID, Sample, metrics_of
 from latentbridge.translator.prompts import Padded, Prompts
 from latentbridge.translator.train import Translation
 
-_BATCH = 2
-_EVAL_EXAMPLES = 3
-_NEW_TOKENS = 4
 _DEPTHS = 6
 # of a width: tiny models of two widths, so that no axis can be mistaken for another
 _WIDTHS = (24, 32)
-# what changed less than this share is rounding
-_SAME = 1e-4
 
 
 _load_once = cache(load_frozen)
@@ -46,7 +51,7 @@ class TranslatorRehearsal:
         self.checks: Sequence[Check] = (
             Check("answers", answers),
             Check("labels", labels),
-            Check("neighbours", neighbours),
+            Check("neighbours", any_batch),
             Check("controls", controls),
             Check("scale", scale),
         )
@@ -66,13 +71,6 @@ class TranslatorRehearsal:
         def small(side: LanguageModelConfig) -> LanguageModelConfig:
             return side.model_copy(update={"model": models[side.model], "layer": _small_layer(side.layer)})
 
-        problems = config.problems.model_copy(
-            update={
-                "train_examples": 8,
-                "eval_examples": _EVAL_EXAMPLES,
-                "few_shot": 0,
-            }
-        )
         heads, dim = config.model.heads, config.model.dim
         # half the width of a head is at least one pair
         per_head = 2 * max(1, round(dim / heads / 64))
@@ -81,20 +79,13 @@ class TranslatorRehearsal:
             update={
                 "source": small(config.source),
                 "target": small(config.target),
-                "problems": problems,
+                "problems": small_problems(config.problems),
                 "model": config.model.model_copy(
                     update={"dim": heads * per_head, "dit": _small_dit(config.model)}
                 ),
                 "teacher": teacher and teacher.model_copy(update={"layer": _small_layer(teacher.layer)}),
-                "train": config.train.model_copy(
-                    update={
-                        "batch_size": _BATCH,
-                        "micro_batch_size": None,
-                        "engine": "torch",
-                        "precision": "fp32",
-                    }
-                ),
-                "eval": config.eval.model_copy(update={"batch_size": _BATCH, "max_new_tokens": _NEW_TOKENS}),
+                "train": small_train(config.train),
+                "eval": config.eval.model_copy(update={"batch_size": BATCH, "max_new_tokens": NEW_TOKENS}),
                 "warm_start": None,
             }
         )
@@ -115,43 +106,12 @@ class TranslatorRehearsal:
         return sorted(moment for moment in found if 1 <= moment <= steps)
 
     def protocol(self, config: TranslatorConfig) -> dict[str, Any]:
-        settings = dump(config)
-        return {key: _setting(settings, key) for key in _PROTOCOL}
+        # kl.tokens: longer than the few answers of a rehearsal
+        mine = ("losses.kl.tokens", "eval.generate_every_eval", "warm_start")
+        return chosen(config, (*PROTOCOL, *mine))
 
     def engineering(self) -> tuple[str, ...]:
-        return _ENGINEERING
-
-
-_PROTOCOL = (
-    # longer than the few answers of a rehearsal
-    "losses.kl.tokens",
-    "problems.train_examples",
-    "problems.eval_examples",
-    "train.steps",
-    "train.batch_size",
-    "train.precision",
-    "train.eval_every",
-    "early_stop",
-    "eval.max_new_tokens",
-    "eval.generate_every_eval",
-    "warm_start",
-)
-_ENGINEERING = (
-    "train.engine",
-    "train.zero_stage",
-    "train.micro_batch_size",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.eval_at_start",
-    "eval.batch_size",
-    "cache_source_states",
-)
-
-
-def _setting(settings: Any, key: str) -> Any:
-    for part in key.split("."):
-        settings = settings[part]
-    return settings
+        return (*ENGINEERING, "cache_source_states")
 
 
 def _small_dit(config: BridgeConfig) -> DiTConfig | None:
@@ -200,7 +160,7 @@ _READERS = ("the source in training", "the source in evaluation", "the bridge", 
 
 def _read_before_answers(made: Translation) -> list[Tensor]:
     """All that is read before an answer is generated or scored."""
-    prompts, indices = made.evaluator.prompts, range(_BATCH)
+    prompts, indices = made.evaluator.prompts, range(BATCH)
     made.model.eval()
     with torch.no_grad():
         training, evaluation = made.states.take(indices), made.evaluator.states.take(indices)
@@ -226,15 +186,12 @@ def labels(stage: Stage) -> str:
         soft = made.soft_tokens(made.model.eval(), made.states.take(indices), indices)
         before, before_mask = made.target_input(soft, made.prompts.visible(indices))
         found = token_nll(target, answer_states(target, before, before_mask, ids, mask), ids)[0]
-        before = before[:, before_mask[0]]
-        for place in range(ids.shape[1]):
-            read = torch.cat([before, target.embed(ids[:, :place]).to(before.dtype)], dim=1)
-            logits = target.model(inputs_embeds=read).logits[0, -1].float()
-            expected = -logits.log_softmax(-1)[ids[0, place]]
-            if not torch.isclose(found[place], expected, rtol=1e-3, atol=1e-3):
+        expected = nats_one_by_one(target, before[0, before_mask[0]], ids[0])
+        for place, (one, other) in enumerate(zip(found.tolist(), expected.tolist(), strict=True)):
+            if abs(one - other) > 1e-3 * (1 + abs(other)):
                 raise Caught(
-                    f"answer token {place + 1} is scored with {float(found[place]):.4f} nats; read one token "
-                    f"after the other it has {float(expected):.4f}: labels are not shifted once"
+                    f"answer token {place + 1} is scored with {one:.4f} nats; read one token after the other "
+                    f"it has {other:.4f}: labels are not shifted once"
                 )
         # training lays its rows end to end
         opening, texts = made.target_input.length_before_text(soft), made.prompts.visible_lengths(indices)
@@ -245,32 +202,18 @@ def labels(stage: Stage) -> str:
     return f"{ids.shape[1]} tokens, each scored by what came before it"
 
 
-def neighbours(stage: Stage) -> str:
-    """Neither a problem's neighbours in a batch nor the padding they bring change its numbers."""
-    config = _config(stage)
-    alone = stage.fresh(eval=config.eval.model_copy(update={"batch_size": 1}))
-    together, single = stage.evaluated, stage.evaluate(alone)
-    for name, metric in together.items():
-        one, other = metric.value, single[name].value
-        if (one is None) != (other is None) or (
-            one is not None and other is not None and abs(one - other) > _SAME * max(1.0, abs(one))
-        ):
-            raise Caught(f"{name} is {one} in batches of {config.eval.batch_size} and {other} one by one")
-    return f"{len(together)} metrics in batches of {config.eval.batch_size} as one by one"
-
-
 def controls(stage: Stage) -> str:
     """Controls read what they say, every problem is counted, and nothing that is missing counts as 0."""
     made, config = _workload(stage), _config(stage)
     made.model.eval()
-    indices = range(_BATCH)
+    indices = range(BATCH)
     reads = made.evaluator.source_of(indices)
     with torch.no_grad():
         soft = {name: made.soft_tokens(made.model, reads[name], indices) for name in BRIDGED}
     metrics = stage.evaluated
     for name in BRIDGED[1:]:
         change = float((soft[name] - soft["bridged"]).norm() / soft["bridged"].norm())
-        if change < _SAME:
+        if change < SAME:
             raise Caught(f"the control {name} gives the soft tokens of the right source: it controls nothing")
     count = config.problems.eval_examples
     for name, metric in metrics.items():
@@ -293,7 +236,7 @@ def scale(stage: Stage) -> str:
     # its weights are scaled and scaled back, which leaves rounding
     made = stage.fresh()
     assert isinstance(made, Translation)
-    indices = range(_BATCH)
+    indices = range(BATCH)
     hidden, mask = made.states.take(indices)
     worst = 1.0
     with torch.no_grad():

@@ -97,6 +97,15 @@ def test_of_cells_that_shrink_to_one_every_real_prompt_is_read(rehearsed, monkey
     assert verdict["text"].startswith("the prompt of eval problem 0 holds its solution")
 
 
+def test_language_models_are_rehearsed_too(rehearsed):
+    spec = {"job": "pretrain", "base": "pretrain/source_gpt2"}
+    verdicts = rehearsed({"base": {}, "no_question": {"question_weight": 0.0}}, **spec)
+
+    assert [v["text"] for found in verdicts.values() for v in found if not v["ok"]] == []
+    assert {"labels", "causality", "neighbours", "export"} < set(verdicts)
+    assert verdicts["ablation"][1]["text"] == "1 overrides, each with an effect"
+
+
 def test_an_unknown_check_cannot_be_left_out(rehearsed):
     with pytest.raises(
         pytest.fail.Exception, match=r"--no-check gradient: there is no such check; checks: phases, gradients"
