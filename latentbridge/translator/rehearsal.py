@@ -57,7 +57,7 @@ class TranslatorRehearsal:
         )
 
     def shrink(self, config: TranslatorConfig, folder: Path) -> TranslatorConfig:
-        """Two tiny Llamas, few short problems, narrow bridges; schedules and soft tokens as they are."""
+        """Two tiny Llamas, few problems, narrow bridges half as deep; schedules, soft tokens as they are."""
         names = sorted({config.source.model, config.target.model})
         # two models of one width where their states are handed over as they are
         widths = (_WIDTHS[0],) * 2 if config.model.kind == "passthrough" else _WIDTHS
@@ -81,7 +81,11 @@ class TranslatorRehearsal:
                 "target": small(config.target),
                 "problems": small_problems(config.problems),
                 "model": config.model.model_copy(
-                    update={"dim": heads * per_head, "dit": _small_dit(config.model)}
+                    update={
+                        "dim": heads * per_head,
+                        "depth": -(-config.model.depth // 2),
+                        "dit": _small_dit(config.model),
+                    }
                 ),
                 "teacher": teacher and teacher.model_copy(update={"layer": _small_layer(teacher.layer)}),
                 "train": small_train(config.train),
