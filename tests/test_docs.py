@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from latentbridge.audit.ablations import read_launch
+from latentbridge.audit.table import render
 from latentbridge.config import Origin, Tree, build, config_id, load, read_yaml
 from latentbridge.launch.cli import main
 from latentbridge.launch.plan import make_plan
@@ -95,6 +97,12 @@ def test_the_preserved_result_of_the_readme_verifies_and_is_of_the_spec_that_shi
     plan = make_plan("demo_gpu", cluster=None, settings=[], root=ROOT)
     archived = [id_today(read_yaml(path).values) for path in archive.glob("*/config.yaml")]
     assert sorted(archived) == sorted(cell.id for cell in plan.cells)
+
+
+def test_the_preserved_summary_is_the_one_that_is_made_of_the_archive_today():
+    archive = ROOT / "preserved_data" / "demo_gpu_20261122_121246"
+
+    assert render(read_launch(archive)) == (archive / "summary.log").read_text()
 
 
 def test_the_spec_of_the_readme_can_be_launched(tmp_path):
