@@ -16,7 +16,7 @@ from latentbridge.errors import ConfigError, LatentbridgeError
 from latentbridge.rehearsal.ablation import Ablation, Cell
 from latentbridge.rehearsal.checks import CHECKS
 from latentbridge.rehearsal.contract import Caught, Rehearsal, Stage
-from latentbridge.rehearsal.fingerprint import fingerprint
+from latentbridge.rehearsal.fingerprint import Fingerprint
 from latentbridge.train.first_minute import FIRST_MINUTE
 
 # the check of cells against each other
@@ -63,7 +63,7 @@ class _Plan:
         self._scratch = Path(tempfile.mkdtemp(prefix="stage-", dir=folder))
         self._base, self._off, self._say = request["base"], set(request["off"]), say
         self._stages: dict[str, Stage] = {}
-        self._fingerprints: dict[str, str] = {}
+        self._fingerprints: dict[str, Fingerprint] = {}
         self._cells = [
             Cell(
                 runs=cell["runs"],
@@ -123,11 +123,11 @@ class _Plan:
             self._stages[name] = Stage(self._rehearsal, small, self._scratch / name, configs)
         return self._stages[name]
 
-    def _fingerprint(self, config: JobConfig) -> str:
+    def _fingerprint(self, config: JobConfig) -> Fingerprint:
         name = config_id("", config.model_copy(update={"seed": 0}))
         if name not in self._fingerprints:
             protocol = self._rehearsal.protocol(config)
-            self._fingerprints[name] = fingerprint(self._stage(config), protocol)
+            self._fingerprints[name] = Fingerprint(self._stage(config), protocol)
         return self._fingerprints[name]
 
 
