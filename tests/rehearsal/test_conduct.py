@@ -113,6 +113,15 @@ def test_an_unknown_check_cannot_be_left_out(rehearsed):
         rehearsed({"a": {}}, off=("gradient",))
 
 
+def test_a_size_that_a_passthrough_bridge_does_not_read_is_caught(rehearsed):
+    """Its config takes them, for bases of several kinds of bridge set them for all."""
+    verdicts = rehearsed({"deep": {"model.depth": 4}}, base="translator/passthrough")
+
+    (verdict,) = verdicts["ablation"]
+    assert not verdict["ok"]
+    assert verdict["text"].startswith("model.depth changes nothing in this run")
+
+
 def test_cells_that_start_a_term_at_another_update_are_two_experiments(rehearsed):
     kl = {"losses.kl.weight": 0.03}
     verdicts = rehearsed(
