@@ -112,6 +112,13 @@ def test_a_weight_that_nothing_trains_is_caught(stage, monkeypatch):
         checks.gradients(made)
 
 
+@pytest.mark.parametrize("kind", ["gated", "dit"])
+def test_a_bridge_of_one_soft_token_trains_all_that_it_says_it_trains(stage, kind: str):
+    """demo_gpu.yaml was refused: among one token there is nothing to attend to, so that the query is idle."""
+    model = {"soft_tokens": 1, "kind": kind, "gate_init": 0.5 if kind == "gated" else 0.0}
+    assert "terms reach" in checks.gradients(stage("translator/demo_gpu", {"model": model}))
+
+
 def test_evaluation_mode_left_on_is_caught(stage, verdict, monkeypatch):
     """D1: dropout and the teacher's branch were dead in all runs."""
     set_training = Engine.set_training
