@@ -19,5 +19,12 @@ def train(config: Config, run: job.Run) -> dict[str, Any] | None:
     return fit(config, run)
 
 
+def rehearsal() -> Any:
+    """What a plan of language models must prove before it is launched."""
+    from latentbridge.pretrain.rehearsal import PretrainRehearsal
+
+    return PretrainRehearsal()
+
+
 if __name__ == "__main__":
     job.main(Config, train)

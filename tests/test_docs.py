@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from latentbridge.audit.ablations import read_launch
+from latentbridge.audit.table import render
 from latentbridge.config import Origin, Tree, build, config_id, load, read_yaml
 from latentbridge.launch.cli import main
 from latentbridge.launch.plan import make_plan
@@ -116,6 +118,12 @@ def test_the_pretrained_result_of_the_readme_verifies_and_is_of_the_spec_that_sh
         if "words" not in name:
             assert shown[:4] == [of[name][column] for column in columns]
         assert shown[-2:] == [of[name]["bridged_accuracy"], of[name]["target_alone_accuracy"]]
+
+
+def test_the_preserved_summary_is_the_one_that_is_made_of_the_archive_today():
+    archive = ROOT / "preserved_data" / "demo_gpu_20261122_121246"
+
+    assert render(read_launch(archive)) == (archive / "summary.log").read_text()
 
 
 def test_the_spec_of_the_readme_can_be_launched(tmp_path):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from latentbridge.config import config_id, dump
 from latentbridge.data.decoding import generate
 from latentbridge.data.language_model import FrozenLM, load_frozen, pad, token_ids
 from latentbridge.data.problems import answer_text, answers_match, extract_answer, load_problems, prompt_text
 from latentbridge.data.scoring import answer_nll
-from latentbridge.data.tokenizers import build_tokenizer
+from latentbridge.data.tokenizers import TokenizerKind, build_tokenizer
 from latentbridge.job import Run
 from latentbridge.metric import Metric, proportion, ratio
 from latentbridge.pretrain.config import PretrainConfig
@@ -45,10 +46,16 @@ class Batch:
 class Pretraining:
     """The workload: `<bos>` question, newline, `A: `, worked solution, `<eos>`."""
 
-    def __init__(self, config: PretrainConfig, run: Run) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        run: Run,
+        tokenizers: Callable[[TokenizerKind], PreTrainedTokenizerFast] = build_tokenizer,
+    ) -> None:
+        """tokenizers: where one comes from."""
         self.config, self._run = config, run
         self.device = distributed.device()
-        self.tokenizer = build_tokenizer(config.model.tokenizer)
+        self.tokenizer = tokenizers(config.model.tokenizer)
         torch.manual_seed(config.seed)
         self.model = build_model(config.model, self.tokenizer).to(self.device)
         head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
@@ -152,7 +159,7 @@ def train(config: PretrainConfig, run: Run) -> dict[str, Any] | None:
         return None
     export = run.folder.path / "export"
     if run.is_main:
-        _write_export(workload, run.folder.checkpoints / "best" / "model.safetensors", export)
+        write_export(workload, run.folder.checkpoints / "best" / "model.safetensors", export)
     distributed.barrier()
     # what was written is what is scored, as whoever uses it will load it
     metrics = score(load_frozen(str(export), torch.float32, distributed.device()), config, run)
@@ -162,7 +169,7 @@ def train(config: PretrainConfig, run: Run) -> dict[str, Any] | None:
     return {**summary, "export": scores}
 
 
-def _write_export(workload: Pretraining, weights: Path, export: Path) -> None:
+def write_export(workload: Pretraining, weights: Path, export: Path) -> None:
     """fp16 weights, config and tokenizer, complete or not there at all."""
     transformers.utils.logging.disable_progress_bar()
     model: Any = build_model(workload.config.model, workload.tokenizer)

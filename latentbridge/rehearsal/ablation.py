@@ -30,14 +30,14 @@ class Cell:
 class Ablation:
     """Compares cells by what they compute.
 
-    fingerprint: of a full-size config;  shrink: to plain settings;  engineering: keys that change only how
-    protocol: keys that matter by being what they are
+    fingerprint: of a full-size config, equal where the same is computed;  shrink: to plain settings
+    engineering: keys that change only how;  protocol: keys that matter by being what they are
     """
 
     def __init__(
         self,
         config_class: type[JobConfig],
-        fingerprint: Callable[[JobConfig], str],
+        fingerprint: Callable[[JobConfig], object],
         shrink: Callable[[JobConfig], dict[str, Any]],
         engineering: Sequence[str],
         protocol: Sequence[str],
@@ -47,10 +47,12 @@ class Ablation:
 
     def same(self, cells: Sequence[Cell]) -> Iterator[tuple[Cell, Cell, list[str]]]:
         """Pairs of cells that are one experiment, and the keys by which they pretend to differ."""
-        first: dict[str, Cell] = {}
+        first: list[tuple[object, Cell]] = []
         for cell in cells:
-            other = first.setdefault(self._fingerprint(self._built(cell.settings)), cell)
-            if other is cell:
+            mine = self._fingerprint(self._built(cell.settings))
+            other = next((before for found, before in first if found == mine), None)
+            if other is None:
+                first.append((mine, cell))
                 continue
             keys = [key for key in _differing(other.settings, cell.settings) if not self._is_how(key)]
             if keys and all(self._is_visible(other.small, cell.small, key) for key in keys):

@@ -16,6 +16,8 @@ from latentbridge.train.seeding import reseed
 
 # a gradient this small beside the loss itself is rounding
 _ROUNDING = 1e-6
+# of anything else, what changed less than this share is rounding
+SAME = 1e-4
 _DRAWS = 4
 
 
@@ -25,7 +27,7 @@ def _performance(stage: Stage) -> Performance:
 
 
 def phases(stage: Stage) -> str:
-    """Every phase once: update, evaluation, save, stop, resume, final evaluation."""
+    """Every phase once: update, evaluation, save, stop, resume, final evaluation, summary, archive."""
     if not stage.is_trained:
         return "only evaluated"
     seen = _performance(stage)
@@ -35,7 +37,10 @@ def phases(stage: Stage) -> str:
     named = stage.config.metric_names()
     if named is not None and (missing := set(named) - set(seen.summary["final"])):
         raise Caught(f"the final evaluation does not measure {', '.join(sorted(missing))}")
-    return f"{STEPS} updates, {len(expected)} evaluations, stopped and resumed once"
+    return (
+        f"{STEPS} updates, {len(expected)} evaluations, stopped and resumed once, "
+        f"{seen.num_preserved} files archived"
+    )
 
 
 def training_mode(stage: Stage) -> str:
@@ -150,6 +155,23 @@ def repeatable(stage: Stage) -> str:
     return f"{len(first)} metrics, twice the same"
 
 
+def any_batch(stage: Stage) -> str:
+    """Neither a problem's neighbours in a batch nor the padding they bring change its numbers."""
+    config = stage.config
+    alone = stage.fresh(eval=config.eval.model_copy(update={"batch_size": 1}))
+    together, single = stage.evaluated, stage.evaluate(alone)
+    for name, metric in together.items():
+        if is_seconds(name):
+            continue
+        one, other = metric.value, single[name].value
+        if (one is None) != (other is None) or (
+            one is not None and other is not None and abs(one - other) > SAME * max(1.0, abs(one))
+        ):
+            raise Caught(f"{name} is {one} in batches of {config.eval.batch_size} and {other} one by one")
+    return f"{len(together)} metrics in batches of {config.eval.batch_size} as one by one"
+
+
+# of every workload; `any_batch` is for those with eval.batch_size
 CHECKS = (
     Check("phases", phases),
     Check("gradients", gradients),

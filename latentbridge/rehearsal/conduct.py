@@ -16,7 +16,7 @@ from latentbridge.errors import ConfigError, LatentbridgeError
 from latentbridge.rehearsal.ablation import Ablation, Cell
 from latentbridge.rehearsal.checks import CHECKS
 from latentbridge.rehearsal.contract import Caught, Rehearsal, Stage
-from latentbridge.rehearsal.fingerprint import fingerprint
+from latentbridge.rehearsal.fingerprint import Fingerprint
 from latentbridge.train.first_minute import FIRST_MINUTE
 
 # the check of cells against each other
@@ -63,7 +63,7 @@ class _Plan:
         self._scratch = Path(tempfile.mkdtemp(prefix="stage-", dir=folder))
         self._base, self._off, self._say = request["base"], set(request["off"]), say
         self._stages: dict[str, Stage] = {}
-        self._fingerprints: dict[str, str] = {}
+        self._fingerprints: dict[str, Fingerprint] = {}
         self._cells = [
             Cell(
                 runs=cell["runs"],
@@ -83,7 +83,7 @@ class _Plan:
         total = len(checks) * len(by_stage) + len(self._cells)
         done = 0
         for cells in by_stage.values():
-            stage = self._stage(self._built(cells[0].settings))
+            stage = self._stage(*(self._built(cell.settings) for cell in cells))
             runs = [run for cell in cells for run in cell.runs]
             for check in checks:
                 self._say(done, total, f"{check.name} of {runs[0]}")
@@ -115,18 +115,19 @@ class _Plan:
     def _small(self, config: JobConfig) -> dict[str, Any]:
         return dump(self._shrunk(config))
 
-    def _stage(self, config: JobConfig) -> Stage:
-        small = self._shrunk(config)
+    def _stage(self, *configs: JobConfig) -> Stage:
+        """configs: which come to one when they are shrunk."""
+        small = self._shrunk(configs[0])
         name = config_id("", small)
         if name not in self._stages:
-            self._stages[name] = Stage(self._rehearsal, small, self._scratch / name)
+            self._stages[name] = Stage(self._rehearsal, small, self._scratch / name, configs)
         return self._stages[name]
 
-    def _fingerprint(self, config: JobConfig) -> str:
+    def _fingerprint(self, config: JobConfig) -> Fingerprint:
         name = config_id("", config.model_copy(update={"seed": 0}))
         if name not in self._fingerprints:
             protocol = self._rehearsal.protocol(config)
-            self._fingerprints[name] = fingerprint(self._stage(config), protocol)
+            self._fingerprints[name] = Fingerprint(self._stage(config), protocol)
         return self._fingerprints[name]
 
 

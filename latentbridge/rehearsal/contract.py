@@ -60,11 +60,17 @@ class Rehearsal(Protocol):
 class Stage:
     """One shrunk config, and everything that the checks look at."""
 
-    def __init__(self, rehearsal: Rehearsal, config: JobConfig, folder: Path) -> None:
-        """folder: run folders are made beside it, under its name: stages with one parent share a cache."""
+    def __init__(
+        self, rehearsal: Rehearsal, config: JobConfig, folder: Path, real: Sequence[JobConfig] = ()
+    ) -> None:
+        """folder: run folders are made beside it, under its name: stages with one parent share a cache.
+
+        real: the configs that come to this one when they are shrunk
+        """
         self.rehearsal = rehearsal
         # of a class of the job's own
         self.config: Any = config
+        self.real: Sequence[Any] = real or (config,)
         self._folder, self._numbers = folder, count()
 
     def run(self) -> Run:

@@ -1,4 +1,4 @@
-"""What a config computes, as a short text: two configs with one fingerprint are one experiment.
+"""What a config computes, part by part: two configs with one fingerprint are one experiment.
 
 It is made of what was observed on tiny models (losses, gradients, evaluations), of the optimiser and schedule
 that follow from the config, and of what matters by being what it is (how much is trained and evaluated).
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from itertools import count
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from latentbridge.metric import is_seconds
 from latentbridge.rehearsal.contract import Stage
 from latentbridge.train.optim import lr_factor, parameter_groups
 from latentbridge.train.seeding import SampleOrder, reseed
@@ -23,18 +26,44 @@ _DIGITS = 5
 _ORDER = 64
 
 
-def fingerprint(stage: Stage, protocol: dict[str, Any]) -> str:
-    """Twelve hex digits; stage: the shrunk config;  protocol: see `Rehearsal.protocol`."""
-    seen = {"updates": _updates(stage), "evaluation": _evaluation(stage), "protocol": protocol}
-    text = json.dumps(seen, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+class Fingerprint:
+    """Compared by `==`; what is expensive is looked at only where all before it is the same."""
+
+    def __init__(self, stage: Stage, protocol: dict[str, Any]) -> None:
+        """stage: of the shrunk config;  protocol: see `Rehearsal.protocol`."""
+        self._known: list[str] = []
+        self._left = _parts(stage, protocol)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Fingerprint):
+            return NotImplemented
+        for place in count():
+            mine, theirs = self._part(place), other._part(place)
+            if mine != theirs or mine is None:
+                return mine == theirs
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _part(self, place: int) -> str | None:
+        """One part; None behind the last."""
+        if place == len(self._known) and (found := next(self._left, None)) is not None:
+            self._known.append(found)
+        return self._known[place] if place < len(self._known) else None
 
 
-def _updates(stage: Stage) -> list[Any]:
-    """What every part of the schedule does: losses, and the gradient after clipping."""
+def _parts(stage: Stage, protocol: dict[str, Any]) -> Iterator[str]:
+    yield json.dumps(protocol, sort_keys=True, default=str)
+    if stage.is_trained:
+        yield repr(_schedule(stage))
+        yield from (repr(_update(stage, moment)) for moment in stage.moments)
+    measured = sorted(stage.evaluated.items())
+    yield repr({name: _rounded(metric.value) for name, metric in measured if not is_seconds(name)})
+
+
+def _schedule(stage: Stage) -> list[Any]:
+    """What follows from the config without computing anything."""
     config = stage.config
-    if not stage.is_trained:
-        return []
     groups, settings = parameter_groups(stage.workload.model, config.optim)
     optimiser = [
         (len(group), setting.lr, setting.weight_decay)
@@ -48,11 +77,12 @@ def _updates(stage: Stage) -> list[Any]:
         optimiser,
         config.optim.betas,
         hashlib.sha256(repr(rates).encode()).hexdigest(),
-        order,
-    ] + [_update(stage, moment) for moment in stage.moments]
+        list(order),
+    ]
 
 
 def _update(stage: Stage, moment: int) -> Any:
+    """Losses of one part of the schedule, and the gradient after clipping."""
     workload = stage.workload
     clip = stage.config.optim.clip_norm
     parameters = [parameter for _, parameter in stage.parameters()]
@@ -68,15 +98,6 @@ def _update(stage: Stage, moment: int) -> Any:
     total = float(torch.tensor(norms).norm())
     # a limit that is never reached on tiny models may be at real size
     return values, [_rounded(norm) for norm in norms], clip, clip is not None and total > clip
-
-
-def _evaluation(stage: Stage) -> dict[str, Any]:
-    workload = stage.workload
-    workload.model.eval()
-    reseed("rehearsal", "evaluation")
-    with torch.no_grad():
-        metrics = workload.evaluate(workload.model, 1, "1")
-    return {name: _rounded(metric.value) for name, metric in sorted(metrics.items())}
 
 
 def _rounded(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One short run through the real loop, watched: it trains, evaluates, saves, is stopped, and goes on."""
+"""One short run, watched through the real loop to its archive: trained, evaluated, stopped, resumed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from latentbridge.audit.ablations import read_launch, summarize
+from latentbridge.audit.table import render
+from latentbridge.config import JobConfig, config_id, to_yaml
 from latentbridge.errors import LatentbridgeError
 from latentbridge.job import Run
+from latentbridge.launch.preserve import preserve, verify
 from latentbridge.metric import Metric
 from latentbridge.rehearsal.contract import Caught, Stage
-from latentbridge.rundir import RunDir
+from latentbridge.rundir import RunDir, write_json
 from latentbridge.train.loop import FINAL, LossTerm, Workload, fit
 
 # evaluated after every update; the first is made the best, so best and last are different weights
@@ -30,12 +34,14 @@ class Performance:
 
     training: for every call, whether it was an evaluation and whether each module was in training mode
     weights: of the trained model at each evaluation, by its label;  best: as read back from disk
+    num_preserved: files of the archive
     """
 
     training: list[tuple[str, bool]] = field(default_factory=list)
     weights: dict[str, Weights] = field(default_factory=dict)
     best: Weights = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    num_preserved: int = 0
 
 
 class _Watched:
@@ -81,7 +87,10 @@ class _Interrupted(Run):
 
 
 def perform(stage: Stage) -> Performance:
-    """Run the shrunk config for two updates, stopped and resumed between them; Caught if it breaks."""
+    """Run the shrunk config for two updates, stopped and resumed between them, and archive it.
+
+    Caught if it breaks, or if something is lost on the way.
+    """
     config = stage.config
     train = config.train.model_copy(
         update={
@@ -111,7 +120,40 @@ def perform(stage: Stage) -> Performance:
     seen.summary = summary
     best = run.folder.checkpoints / "best" / "model.safetensors"
     seen.best = load_file(best) if best.exists() else {}
+    try:
+        seen.num_preserved = _archive(run, config, summary)
+    except Caught:
+        raise
+    except Exception as error:
+        raise Caught(
+            f"the finished run cannot be summarised and archived: {type(error).__name__}: {error}"
+        ) from error
     return seen
+
+
+def _archive(run: Run, config: JobConfig, summary: dict[str, Any]) -> int:
+    """Do what is done at the end of a launch, as if this run were all of it; returns the number of files."""
+    folder = run.folder
+    folder.config.write_text(to_yaml(config))
+    folder.write_manifest({"name": folder.name, "seed": config.seed})
+    run.done(summary)
+    launch = folder.path.with_name(f"{folder.name}-launch")
+    launch.mkdir()
+    # an archive holds what its links lead to
+    (launch / folder.name).symlink_to(folder.path)
+    record = {"name": folder.name, "cell": "rehearsed", "seed": config.seed, "id": config_id("", config)}
+    write_json(launch / "plan.json", {"runs": [{**record, "folder": folder.name}]})
+    (row,) = summarize(launch).runs
+    if row.cause or row.label != FINAL or row.metrics.keys() != summary["final"].keys():
+        raise Caught(f"its summary has not what the final evaluation found: {row.label} {row.cause}")
+    archive = preserve(launch, launch.with_name(f"{folder.name}-preserved"))
+    if problems := verify(archive):
+        raise Caught(f"its archive does not verify: {problems[0]}")
+    if render(read_launch(archive)) != (archive / "summary.log").read_text():
+        raise Caught("its archive does not give the summary that was made of the launch")
+    if not (archive / folder.name / "checkpoints" / "best").is_dir():
+        raise Caught("its archive lacks the best weights")
+    return sum(path.is_file() for path in archive.rglob("*"))
 
 
 def _copied(model: nn.Module) -> Weights:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -72,12 +73,14 @@ class Evaluator:
         answered = label == "final" or self._config.eval.generate_every_eval
         own = distributed.shard(self._batches)
         rounds = math.ceil(len(self._batches) / distributed.world_size())
+        # at ZeRO-3 every rank must call the bridge equally often: one without a batch repeats the first
+        batches = [own[number] if number < len(own) else self._batches[0] for number in range(rounds)]
+        if answered:
+            self._have_source_answer(batches)
         samples: list[Sample] = []
-        for number in range(rounds):
-            # at ZeRO-3 every rank must call the bridge equally often: one without a batch repeats the first
-            spare = number >= len(own)
-            batch = self._samples(bridge, self._batches[0] if spare else own[number], answered)
-            samples += [] if spare else batch
+        for number, indices in enumerate(batches):
+            batch = self._samples(bridge, indices, answered)
+            samples += batch if number < len(own) else []
             self._run.progress("evaluation", number + 1, rounds)
         release(self._source, self._target)
         samples = distributed.gather_in_order(samples)
@@ -174,13 +177,21 @@ class Evaluator:
             "cascade": self._target_answers(self.prompts.relayed(from_source, indices)),
         }
 
-    def _source_answers(self, text: Padded) -> list[str]:
+    def _have_source_answer(self, batches: Sequence[range]) -> None:
+        """Cache what the source answers; a parked one is woken once, and only where something is missing."""
+        with ExitStack() as until_done:
+            wake = cache(lambda: until_done.enter_context(self._source.awake()))
+            for indices in batches:
+                self._source_answers(self.prompts.source.take(indices, "left"), wake)
+        release(self._source)
+
+    def _source_answers(self, text: Padded, wake: Callable[[], None] = lambda: None) -> list[str]:
         longest = self._config.eval.max_new_tokens
         key = {"what": "answers", "model": self._source_key, "text": digest(text), "max_new_tokens": longest}
 
         def answer() -> list[str]:
-            with self._source.awake():
-                return generate(self._source, self._source.embed(text.values), text.mask, longest)
+            wake()
+            return generate(self._source, self._source.embed(text.values), text.mask, longest)
 
         return self._cached(key, answer)
 

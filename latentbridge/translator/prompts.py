@@ -131,12 +131,12 @@ class Prompts:
     @cached_property
     def source(self) -> Tokens:
         """The whole prompt, as the source reads it."""
-        return Tokens(self.source_frame.whole(self._prompt_texts), self._source.device)
+        return Tokens(self.source_frame.whole(self.prompt_texts), self._source.device)
 
     @cached_property
     def prompt(self) -> Tokens:
         """The whole prompt in the target's tokens, without its opening."""
-        return Tokens(self.target_frame.rest(self._prompt_texts), self._target.device)
+        return Tokens(self.target_frame.rest(self.prompt_texts), self._target.device)
 
     @cached_property
     def question(self) -> Tokens:
@@ -187,7 +187,7 @@ class Prompts:
         config = self._config
         shown = [target_cue(config.problems)] * len(indices)
         if config.prompt_mode == "soft_plus_text":
-            shown = [self._prompt_texts[index] for index in indices]
+            shown = [self.prompt_texts[index] for index in indices]
         heads = token_ids(self._target.tokenizer, texts, add_bos=False)
         tails = self.target_frame.rest([f"\n{text}" for text in shown])
         keep = config.eval.max_new_tokens
@@ -221,7 +221,8 @@ class Prompts:
         return max((self.prompt if all_of_it else self.cue).lengths)
 
     @cached_property
-    def _prompt_texts(self) -> list[str]:
+    def prompt_texts(self) -> list[str]:
+        """All that a model reads of each problem when it answers from text."""
         return [prompt_text(problem, self._config.problems) for problem in self.problems]
 
     @cached_property

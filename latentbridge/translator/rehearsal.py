@@ -11,29 +11,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentbridge.config import dump
 from latentbridge.data.config import ProblemsConfig
 from latentbridge.data.language_model import load_frozen
-from latentbridge.data.problems import Problem, Split, extract_answer, load_problems
+from latentbridge.data.problems import Problem, Split, load_problems
 from latentbridge.data.scoring import answer_states, packed_answer_states, token_nll
 from latentbridge.job import Run
-from latentbridge.metric import is_seconds
 from latentbridge.nn.norm import rms
+from latentbridge.rehearsal.checks import SAME, any_batch
 from latentbridge.rehearsal.contract import Caught, Check, Stage, open_gates
+from latentbridge.rehearsal.language import nats_one_by_one
+from latentbridge.rehearsal.problems import refuse_given_answers
+from latentbridge.rehearsal.shrinking import (
+    BATCH,
+    ENGINEERING,
+    NEW_TOKENS,
+    PROTOCOL,
+    chosen,
+    small_problems,
+    small_train,
+)
 from latentbridge.rehearsal.tiny import tiny_model
 from latentbridge.translator.config import BridgeConfig, DiTConfig, LanguageModelConfig, TranslatorConfig
-from latentbridge.translator.metrics import BRIDGED, INFERENCE, Sample, metrics_of
-from latentbridge.translator.prompts import Padded
+from latentbridge.translator.metrics import BRIDGED, INFERENCE, INVALID, Sample, metrics_of
+from latentbridge.translator.prompts import Padded, Prompts
 from latentbridge.translator.train import Translation
 
-_BATCH = 2
-_EVAL_EXAMPLES = 3
-_NEW_TOKENS = 4
 _DEPTHS = 6
 # of a width: tiny models of two widths, so that no axis can be mistaken for another
 _WIDTHS = (24, 32)
-# what changed less than this share is rounding
-_SAME = 1e-4
 
 
 _load_once = cache(load_frozen)
@@ -46,13 +51,13 @@ class TranslatorRehearsal:
         self.checks: Sequence[Check] = (
             Check("answers", answers),
             Check("labels", labels),
-            Check("neighbours", neighbours),
+            Check("neighbours", any_batch),
             Check("controls", controls),
             Check("scale", scale),
         )
 
     def shrink(self, config: TranslatorConfig, folder: Path) -> TranslatorConfig:
-        """Two tiny Llamas, few short problems, narrow bridges; schedules and soft tokens as they are."""
+        """Two tiny Llamas, few problems, narrow bridges half as deep; schedules, soft tokens as they are."""
         names = sorted({config.source.model, config.target.model})
         # two models of one width where their states are handed over as they are
         widths = (_WIDTHS[0],) * 2 if config.model.kind == "passthrough" else _WIDTHS
@@ -66,13 +71,6 @@ class TranslatorRehearsal:
         def small(side: LanguageModelConfig) -> LanguageModelConfig:
             return side.model_copy(update={"model": models[side.model], "layer": _small_layer(side.layer)})
 
-        problems = config.problems.model_copy(
-            update={
-                "train_examples": 8,
-                "eval_examples": _EVAL_EXAMPLES,
-                "few_shot": 0,
-            }
-        )
         heads, dim = config.model.heads, config.model.dim
         # half the width of a head is at least one pair
         per_head = 2 * max(1, round(dim / heads / 64))
@@ -81,23 +79,20 @@ class TranslatorRehearsal:
             update={
                 "source": small(config.source),
                 "target": small(config.target),
-                "problems": problems,
+                "problems": small_problems(config.problems),
                 "model": config.model.model_copy(
-                    update={"dim": heads * per_head, "dit": _small_dit(config.model)}
-                ),
-                "teacher": teacher and teacher.model_copy(update={"layer": _small_layer(teacher.layer)}),
-                "train": config.train.model_copy(
                     update={
-                        "batch_size": _BATCH,
-                        "micro_batch_size": None,
-                        "engine": "torch",
-                        "precision": "fp32",
+                        "dim": heads * per_head,
+                        "depth": -(-config.model.depth // 2),
+                        "dit": _small_dit(config.model),
                     }
                 ),
+                "teacher": teacher and teacher.model_copy(update={"layer": _small_layer(teacher.layer)}),
+                "train": small_train(config.train),
                 "eval": config.eval.model_copy(
                     update={
-                        "batch_size": _BATCH,
-                        "max_new_tokens": _NEW_TOKENS,
+                        "batch_size": BATCH,
+                        "max_new_tokens": NEW_TOKENS,
                         "inference_examples": min(config.eval.inference_examples, 1),
                     }
                 ),
@@ -121,44 +116,12 @@ class TranslatorRehearsal:
         return sorted(moment for moment in found if 1 <= moment <= steps)
 
     def protocol(self, config: TranslatorConfig) -> dict[str, Any]:
-        settings = dump(config)
-        return {key: _setting(settings, key) for key in _PROTOCOL}
+        # kl.tokens: longer than the few answers of a rehearsal
+        mine = ("losses.kl.tokens", "eval.generate_every_eval", "eval.inference_examples", "warm_start")
+        return chosen(config, (*PROTOCOL, *mine))
 
     def engineering(self) -> tuple[str, ...]:
-        return _ENGINEERING
-
-
-_PROTOCOL = (
-    # longer than the few answers of a rehearsal
-    "losses.kl.tokens",
-    "problems.train_examples",
-    "problems.eval_examples",
-    "train.steps",
-    "train.batch_size",
-    "train.precision",
-    "train.eval_every",
-    "early_stop",
-    "eval.max_new_tokens",
-    "eval.generate_every_eval",
-    "eval.inference_examples",
-    "warm_start",
-)
-_ENGINEERING = (
-    "train.engine",
-    "train.zero_stage",
-    "train.micro_batch_size",
-    "train.log_every",
-    "train.checkpoint_every",
-    "train.eval_at_start",
-    "eval.batch_size",
-    "cache_source_states",
-)
-
-
-def _setting(settings: Any, key: str) -> Any:
-    for part in key.split("."):
-        settings = settings[part]
-    return settings
+        return (*ENGINEERING, "cache_source_states")
 
 
 def _small_dit(config: BridgeConfig) -> DiTConfig | None:
@@ -177,30 +140,24 @@ def _small_layer(layer: int) -> int:
 
 def answers(stage: Stage) -> str:
     """Gold is the solution's own number, differs between problems, and is read by nobody beforehand."""
-    config = _config(stage)
-    problems = load_problems(config.problems, "eval")
-    for problem in problems:
-        if problem.gold != extract_answer(problem.answer):
-            raise Caught(
-                f"problem {problem.index}: gold is {problem.gold}, but its solution ends in "
-                f"{extract_answer(problem.answer)}"
-            )
-    if len({problem.gold for problem in problems}) == 1:
-        raise Caught(f"the gold answer of all {len(problems)} problems is {problems[0].gold}")
-    nothing = Sample(0, "", "", "[invalid]", 1, 1, {}, dict.fromkeys(("bridged",), "no number here"))
+    config, made = _config(stage), _workload(stage)
+
+    def prompts(real: ProblemsConfig, split: Split, problems: Sequence[Problem]) -> list[str]:
+        asked = config.model_copy(update={"problems": real})
+        return Prompts(asked, split, made.source, made.target, lambda *_: problems).prompt_texts
+
+    shown = refuse_given_answers([real.problems for real in stage.real], prompts)
+    nothing = Sample(0, "", "", INVALID, 1, 1, {}, dict.fromkeys(("bridged",), "no number here"))
     if nothing.is_right("bridged"):
-        raise Caught("an answer that was not found counts as right where the gold one is '[invalid]'")
-    told, altered = (
-        _workload(stage),
-        Translation(config, stage.run(), problems=_other_answers, models=_load_once),
-    )
+        raise Caught(f"an answer that was not found counts as right where the gold one is '{INVALID}'")
+    altered = Translation(config, stage.run(), problems=_other_answers, models=_load_once)
     open_gates(altered.model)
     for what, first, second in zip(
-        _READERS, _read_before_answers(told), _read_before_answers(altered), strict=True
+        _READERS, _read_before_answers(made), _read_before_answers(altered), strict=True
     ):
         if first.shape != second.shape or not torch.equal(first, second):
             raise Caught(f"what {what} reads changes with the gold answer, so the answer is given away")
-    return f"{len(_READERS)} inputs, none of which changes with the gold answers"
+    return f"{len(_READERS)} inputs do not change with the gold answers; {shown}"
 
 
 def _other_answers(config: ProblemsConfig, split: Split) -> Sequence[Problem]:
@@ -213,7 +170,7 @@ _READERS = ("the source in training", "the source in evaluation", "the bridge", 
 
 def _read_before_answers(made: Translation) -> list[Tensor]:
     """All that is read before an answer is generated or scored."""
-    prompts, indices = made.evaluator.prompts, range(_BATCH)
+    prompts, indices = made.evaluator.prompts, range(BATCH)
     made.model.eval()
     with torch.no_grad():
         training, evaluation = made.states.take(indices), made.evaluator.states.take(indices)
@@ -239,15 +196,12 @@ def labels(stage: Stage) -> str:
         soft = made.soft_tokens(made.model.eval(), made.states.take(indices), indices)
         before, before_mask = made.target_input(soft, made.prompts.visible(indices))
         found = token_nll(target, answer_states(target, before, before_mask, ids, mask), ids)[0]
-        before = before[:, before_mask[0]]
-        for place in range(ids.shape[1]):
-            read = torch.cat([before, target.embed(ids[:, :place]).to(before.dtype)], dim=1)
-            logits = target.model(inputs_embeds=read).logits[0, -1].float()
-            expected = -logits.log_softmax(-1)[ids[0, place]]
-            if not torch.isclose(found[place], expected, rtol=1e-3, atol=1e-3):
+        expected = nats_one_by_one(target, before[0, before_mask[0]], ids[0])
+        for place, (one, other) in enumerate(zip(found.tolist(), expected.tolist(), strict=True)):
+            if abs(one - other) > 1e-3 * (1 + abs(other)):
                 raise Caught(
-                    f"answer token {place + 1} is scored with {float(found[place]):.4f} nats; read one token "
-                    f"after the other it has {float(expected):.4f}: labels are not shifted once"
+                    f"answer token {place + 1} is scored with {one:.4f} nats; read one token after the other "
+                    f"it has {other:.4f}: labels are not shifted once"
                 )
         # training lays its rows end to end
         opening, texts = made.target_input.length_before_text(soft), made.prompts.visible_lengths(indices)
@@ -258,34 +212,18 @@ def labels(stage: Stage) -> str:
     return f"{ids.shape[1]} tokens, each scored by what came before it"
 
 
-def neighbours(stage: Stage) -> str:
-    """Neither a problem's neighbours in a batch nor the padding they bring change its numbers."""
-    config = _config(stage)
-    alone = stage.fresh(eval=config.eval.model_copy(update={"batch_size": 1}))
-    together, single = stage.evaluated, stage.evaluate(alone)
-    for name, metric in together.items():
-        if is_seconds(name):
-            continue
-        one, other = metric.value, single[name].value
-        if (one is None) != (other is None) or (
-            one is not None and other is not None and abs(one - other) > _SAME * max(1.0, abs(one))
-        ):
-            raise Caught(f"{name} is {one} in batches of {config.eval.batch_size} and {other} one by one")
-    return f"{len(together)} metrics in batches of {config.eval.batch_size} as one by one"
-
-
 def controls(stage: Stage) -> str:
     """Controls read what they say, every problem is counted, and nothing that is missing counts as 0."""
     made, config = _workload(stage), _config(stage)
     made.model.eval()
-    indices = range(_BATCH)
+    indices = range(BATCH)
     reads = made.evaluator.source_of(indices)
     with torch.no_grad():
         soft = {name: made.soft_tokens(made.model, reads[name], indices) for name in BRIDGED}
     metrics = stage.evaluated
     for name in BRIDGED[1:]:
         change = float((soft[name] - soft["bridged"]).norm() / soft["bridged"].norm())
-        if change < _SAME:
+        if change < SAME:
             raise Caught(f"the control {name} gives the soft tokens of the right source: it controls nothing")
     count = config.problems.eval_examples
     for name, metric in metrics.items():
@@ -310,7 +248,7 @@ def scale(stage: Stage) -> str:
     # its weights are scaled and scaled back, which leaves rounding
     made = stage.fresh()
     assert isinstance(made, Translation)
-    indices = range(_BATCH)
+    indices = range(BATCH)
     hidden, mask = made.states.take(indices)
     worst = 1.0
     with torch.no_grad():

@@ -29,8 +29,33 @@ def test_a_cell_row_shows_tokens_warm_start_and_every_accuracy(launch, metric):
     row = next(line for line in text.splitlines() if line.startswith("stable "))
     assert (
         row.split()
-        == ["stable", "3/3", "done", "48", "bundled:pilot", "0.330", "[0.305,", "0.355]"] + ["0.330"] * 5
+        == ["stable", "3/3", "done", "48", "bundled:pilot", "0.330", "[0.305,", "0.355]"] + ["0.330"] * 6
     )
+
+
+def test_the_cascade_is_a_column_beside_what_it_is_made_of_and_absent_where_it_was_not_measured(
+    launch, metric
+):
+    values = {name: metric(0.25) for name in TRANSLATOR} | {"cascade_accuracy": metric(0.375)}
+    launch.run("a", 1, values)
+    head, _, row = section(render(read_launch(launch.path)), "Cells")
+
+    assert head.split()[5:] == [
+        "bridged",
+        "source",
+        "target",
+        "cut",
+        "text",
+        "cascade",
+        "no",
+        "source",
+        "shuffled",
+    ]
+    assert row.split()[-3:] == ["0.375", "0.250", "0.250"]
+    assert "cascade_accuracy" not in render(read_launch(launch.path))
+    del values["cascade_accuracy"]
+    launch.run("a", 2, values)
+    assert "- void: a: cascade_accuracy: seed 2 not measured" in render(read_launch(launch.path))
 
 
 def test_a_run_from_scratch_says_so(launch, metric):
@@ -166,7 +191,7 @@ def test_a_void_reads_void_and_its_reason_stands_once_in_the_notes(launch, metri
     text = render(read_launch(launch.path))
 
     row = next(line for line in text.splitlines() if line.startswith("a "))
-    assert row.split()[1:] == ["1/2", "done,", "1", "FAILED", "-", "scratch"] + ["void"] * 6
+    assert row.split()[1:] == ["1/2", "done,", "1", "FAILED", "-", "scratch"] + ["void"] * 7
     assert text.count("seed 2 FAILED (oom)") == 1
     assert "- void: a: every metric: seed 2 FAILED (oom)" in text
     assert "- void: b: bridged_nll: seed 1 not finite" in text

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from latentbridge.data.config import ProblemsConfig
+from latentbridge.data.problem import Problem
 from latentbridge.launch.checks.rehearse import _request
 from latentbridge.launch.plan import make_plan
 from latentbridge.rehearsal.conduct import conduct
+from latentbridge.translator import prompts
 from latentbridge.translator.config import LossesConfig
 
 ROOT = Path(__file__).parents[2]
@@ -80,11 +83,43 @@ def test_an_override_that_its_own_cell_switches_off_is_caught(rehearsed):
     assert verdict["text"].startswith("optim.gate_lr_multiplier changes nothing in this run")
 
 
+def test_of_cells_that_shrink_to_one_every_real_prompt_is_read(rehearsed, monkeypatch):
+    prompt_text = prompts.prompt_text
+
+    def telling(problem: Problem, config: ProblemsConfig) -> str:
+        return prompt_text(problem, config) + (problem.answer if config.few_shot == 4 else "")
+
+    monkeypatch.setattr(prompts, "prompt_text", telling)
+    verdicts = rehearsed({"eight": {}, "four": {"problems.few_shot": 4}}, off=("phases", "gradients"))
+
+    (verdict,) = verdicts["answers"]
+    assert verdict["runs"] == ["eight", "four"]
+    assert verdict["text"].startswith("the prompt of eval problem 0 holds its solution")
+
+
+def test_language_models_are_rehearsed_too(rehearsed):
+    spec = {"job": "pretrain", "base": "pretrain/source_gpt2"}
+    verdicts = rehearsed({"base": {}, "no_question": {"question_weight": 0.0}}, **spec)
+
+    assert [v["text"] for found in verdicts.values() for v in found if not v["ok"]] == []
+    assert {"labels", "causality", "neighbours", "export"} < set(verdicts)
+    assert verdicts["ablation"][1]["text"] == "1 overrides, each with an effect"
+
+
 def test_an_unknown_check_cannot_be_left_out(rehearsed):
     with pytest.raises(
         pytest.fail.Exception, match=r"--no-check gradient: there is no such check; checks: phases, gradients"
     ):
         rehearsed({"a": {}}, off=("gradient",))
+
+
+def test_a_size_that_a_passthrough_bridge_does_not_read_is_caught(rehearsed):
+    """Its config takes them, for bases of several kinds of bridge set them for all."""
+    verdicts = rehearsed({"deep": {"model.depth": 4}}, base="translator/passthrough")
+
+    (verdict,) = verdicts["ablation"]
+    assert not verdict["ok"]
+    assert verdict["text"].startswith("model.depth changes nothing in this run")
 
 
 def test_cells_that_start_a_term_at_another_update_are_two_experiments(rehearsed):

@@ -143,7 +143,7 @@ def test_the_curriculum_takes_the_text_away_row_by_row(workload):
     assert shares == {1: 1.0, 6: pytest.approx(0.5, abs=0.06), 11: None}
     text = made.prompts.visible([0, 5], [True, False])
     decoded = [made.target.tokenizer.decode(ids[mask]) for ids, mask in zip(*text, strict=True)]
-    assert decoded == [made.prompts._prompt_texts[0], "A: "]
+    assert decoded == [made.prompts.prompt_texts[0], "A: "]
 
 
 def test_a_teachers_vectors_are_the_targets_own_at_unit_scale(configure, workload):

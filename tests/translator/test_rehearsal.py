@@ -12,14 +12,18 @@ from typing import Any
 import pytest
 import torch
 
+from latentbridge.audit import ablations
 from latentbridge.config import Tree, build, read_yaml
+from latentbridge.data import gsm8k
 from latentbridge.data import problem as problem_module
+from latentbridge.job import Run
+from latentbridge.launch import preserve
 from latentbridge.launch.spec import read_base
-from latentbridge.rehearsal import checks
+from latentbridge.rehearsal import checks, problems
 from latentbridge.rehearsal.contract import Caught, Stage
 from latentbridge.train import checkpoint
 from latentbridge.train.engine import Engine
-from latentbridge.translator import evaluate, inference, metrics, objectives, rehearsal, train
+from latentbridge.translator import evaluate, inference, metrics, objectives, prompts, rehearsal, train
 from latentbridge.translator.bridges import base, dit
 from latentbridge.translator.config import TranslatorConfig
 
@@ -34,14 +38,18 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def stage(tmp_path: Path, tiny: Path) -> Callable[..., Stage]:
-    """Makes the stage of a base config that ships, with changes."""
+    """Makes the stage of a base config that ships, with changes; real: those of the cells it stands for."""
     number = count()
 
-    def make(name: str = "translator/phase1", changes: dict[str, Any] | None = None) -> Stage:
-        tree = read_base(name, ROOT, HERE).override(Tree(changes or {}, {(): HERE}))
+    def make(
+        name: str = "translator/phase1",
+        changes: dict[str, Any] | None = None,
+        real: list[dict[str, Any]] | None = None,
+    ) -> Stage:
+        base = read_base(name, ROOT, HERE).override(Tree(changes or {}, {(): HERE}))
+        cells = [build(TranslatorConfig, base.override(Tree(more, {(): HERE}))) for more in real or [{}]]
         mine = rehearsal.TranslatorRehearsal()
-        small = mine.shrink(build(TranslatorConfig, tree), tiny)
-        return Stage(mine, small, tmp_path / f"stage{next(number)}")
+        return Stage(mine, mine.shrink(cells[0], tiny), tmp_path / f"stage{next(number)}", cells)
 
     return make
 
@@ -102,6 +110,13 @@ def test_a_weight_that_nothing_trains_is_caught(stage, monkeypatch):
 
     with pytest.raises(Caught, match="forgotten: no term of the loss reaches it"):
         checks.gradients(made)
+
+
+@pytest.mark.parametrize("kind", ["gated", "dit"])
+def test_a_bridge_of_one_soft_token_trains_all_that_it_says_it_trains(stage, kind: str):
+    """demo_gpu.yaml was refused: among one token there is nothing to attend to, so that the query is idle."""
+    model = {"soft_tokens": 1, "kind": kind, "gate_init": 0.5 if kind == "gated" else 0.0}
+    assert "terms reach" in checks.gradients(stage("translator/demo_gpu", {"model": model}))
 
 
 def test_evaluation_mode_left_on_is_caught(stage, verdict, monkeypatch):
@@ -173,12 +188,59 @@ def test_a_crash_of_the_first_evaluation_is_caught(stage, verdict, monkeypatch):
     assert re.search("it breaks in the loop: TypeError: metrics_of", text)
 
 
+def test_a_run_is_archived_to_its_end(stage, verdict):
+    is_good, text = verdict(checks.phases, stage())
+
+    assert is_good
+    assert text == "2 updates, 4 evaluations, stopped and resumed once, 12 files archived"
+
+
+@pytest.mark.parametrize(
+    ("place", "name"), [(ablations, "render"), (ablations, "read_run"), (preserve, "_write")]
+)
+def test_a_crash_of_summary_or_archive_is_caught(stage, verdict, monkeypatch, place: Any, name: str):
+    """It would show when the last run of a launch has ended."""
+
+    def broken(*_: Any) -> None:
+        raise KeyError("cascade")
+
+    monkeypatch.setattr(place, name, broken)
+    is_good, text = verdict(checks.phases, stage())
+    assert not is_good
+    assert text == "the finished run cannot be summarised and archived: KeyError: 'cascade'"
+
+
+def test_an_archive_that_loses_results_is_caught(stage, verdict, monkeypatch):
+    belongs = preserve._belongs
+    monkeypatch.setattr(preserve, "_belongs", lambda name: belongs(name) and "metrics" not in name)
+
+    is_good, text = verdict(checks.phases, stage())
+    assert not is_good
+    assert text == "its archive does not give the summary that was made of the launch"
+
+
+def test_records_that_a_summary_cannot_read_are_caught(stage, verdict, monkeypatch):
+    """What is damaged is no crash of a summary: it is told as the run's cause."""
+    monkeypatch.setattr(Run, "log_metrics", lambda self, record: None)
+
+    is_good, text = verdict(checks.phases, stage())
+    assert not is_good
+    assert text.startswith("its summary has not what the final evaluation found")
+
+
 def test_the_gold_answer_in_the_input_is_caught(stage, monkeypatch):
     """The published 81.5 %: prompt + gold went into the source and the target."""
-    from latentbridge.translator import prompts
-
     prompt_text = prompts.prompt_text
     monkeypatch.setattr(prompts, "prompt_text", lambda p, c: f"{prompt_text(p, c)} {p.answer}")
+
+    with pytest.raises(Caught, match="the prompt of eval problem 0 holds its solution"):
+        rehearsal.answers(stage())
+
+
+def test_a_gold_number_in_the_input_is_caught(stage, monkeypatch):
+    """It is no part of a text that must not be there, for any number may: what is read changes with it."""
+    prompt_text = prompts.prompt_text
+    monkeypatch.setattr(prompts, "prompt_text", lambda p, c: f"{prompt_text(p, c)} {p.gold}")
 
     with pytest.raises(Caught, match="what the source in training reads changes with the gold answer"):
         rehearsal.answers(stage())
@@ -188,13 +250,13 @@ def test_the_gold_answer_in_the_input_is_caught(stage, monkeypatch):
     ("spoil", "complaint"),
     [
         (lambda p: replace(p, gold="12"), "gold is 12, but its solution ends in"),
-        (lambda p: replace(p, gold="12", answer="#### 12"), "the gold answer of all 3 problems is 12"),
+        (lambda p: replace(p, gold="12", answer="#### 12"), "the gold answer of all 63 problems is 12"),
     ],
 )
 def test_a_gold_answer_that_is_another_questions_is_caught(stage, monkeypatch, spoil: Any, complaint: str):
     """42 GPU-hours: the gold answer of every problem was the first worked example's, 12."""
-    load = rehearsal.load_problems
-    monkeypatch.setattr(rehearsal, "load_problems", lambda *a: [spoil(p) for p in load(*a)])
+    load = problems.load_problems
+    monkeypatch.setattr(problems, "load_problems", lambda *a: [spoil(p) for p in load(*a)])
 
     with pytest.raises(Caught, match=complaint):
         rehearsal.answers(stage())
@@ -205,8 +267,30 @@ def test_invalid_that_equals_invalid_is_caught(stage, monkeypatch):
     extract = problem_module.extract_answer
     monkeypatch.setattr(metrics, "extract_answer", lambda text: extract(text) or "[invalid]")
 
-    with pytest.raises(Caught, match="an answer that was not found counts as right"):
+    with pytest.raises(Caught, match=r"an answer that was not found counts as right .* is '\[invalid\]'"):
         rehearsal.answers(stage())
+
+
+def test_worked_examples_of_the_real_prompt_that_are_trained_on_are_caught(stage, monkeypatch):
+    """Tiny models are asked without worked examples; the texts are looked at as the cell has them."""
+    monkeypatch.setattr(gsm8k, "load_gsm8k", lambda split, few_shot: list(gsm8k._read(split)))
+
+    assert "prompts with 0 worked examples" in rehearsal.answers(stage(real=[{"problems.few_shot": 0}]))
+    with pytest.raises(Caught, match=r"train problem \d+ is a worked example in every prompt"):
+        rehearsal.answers(stage(real=[{"problems.few_shot": 0}, {}]))
+
+
+def test_a_solution_among_the_worked_examples_of_its_own_prompt_is_caught(stage, monkeypatch):
+    prompt_text = prompts.prompt_text
+
+    def telling(problem: Any, config: Any) -> str:
+        solved = problem.answer.rsplit("####", 1)[0]
+        return (f"Q: ...\nA: {solved}\n" if config.few_shot == 8 else "") + prompt_text(problem, config)
+
+    monkeypatch.setattr(prompts, "prompt_text", telling)
+    assert "prompts with 4 worked examples" in rehearsal.answers(stage(real=[{"problems.few_shot": 4}]))
+    with pytest.raises(Caught, match="the prompt of eval problem 0 holds its solution: '"):
+        rehearsal.answers(stage(real=[{"problems.few_shot": 4}, {"problems.few_shot": 8}]))
 
 
 def test_labels_that_are_not_shifted_are_caught(stage, monkeypatch):
@@ -242,7 +326,7 @@ def test_positions_that_count_padding_are_caught(stage, monkeypatch):
     # a model with absolute positions notices; one with rotary ones does so through the gaps in a row
     monkeypatch.setattr(language_model.FrozenLM, "embed", _with_places(language_model.FrozenLM.embed))
     with pytest.raises(Caught, match=r"_nll is .* in batches of 2 and .* one by one"):
-        rehearsal.neighbours(stage(changes={"prompt_mode": "soft_plus_text"}))
+        checks.any_batch(stage(changes={"prompt_mode": "soft_plus_text"}))
 
 
 def _with_places(embed: Any) -> Any:

@@ -133,6 +133,8 @@ def _conducted(request: dict[str, Any], say: Say) -> dict[str, Any]:
         # on the login node's processor, whatever else it has
         environ = os.environ | {
             "CUDA_VISIBLE_DEVICES": "",
+            # tiny products: threads would mostly wait for each other, and where cores are shared, for others
+            "OMP_NUM_THREADS": "1",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONPATH": os.pathsep.join(sys.path),
         }

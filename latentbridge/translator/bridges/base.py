@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from latentbridge.nn.attention import MultiHeadAttention
 from latentbridge.nn.norm import match_rms
 from latentbridge.translator.config import BridgeConfig
 
@@ -38,6 +39,11 @@ class Bridge(nn.Module):
     def matched(self, soft: Tensor) -> Tensor:
         """Soft tokens at the target's scale, where that is asked for; (B, Q, Dt) both."""
         return match_rms(soft, self.target_rms) if self.rms_match else soft
+
+
+def freeze_idle_query(attention: MultiHeadAttention, soft_tokens: int) -> None:
+    """Of a single soft token that reads itself, leave out of training what would say where to look."""
+    attention.query.requires_grad_(soft_tokens > 1)
 
 
 def embedding_rms(embeddings: Tensor) -> float:

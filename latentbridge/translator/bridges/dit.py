@@ -14,7 +14,7 @@ from latentbridge.nn.dit import DiTBlock, TimeEmbedding
 from latentbridge.nn.ffn import GELUFeedForward
 from latentbridge.nn.flow import Velocity, flow_error_per_row, integrate
 from latentbridge.train.flops import TRAINED, TRAINED_FIRST, matrix_size
-from latentbridge.translator.bridges.base import Bridge
+from latentbridge.translator.bridges.base import Bridge, freeze_idle_query
 from latentbridge.translator.config import BridgeConfig, DiTConfig
 
 _POOL_HEADS = 8
@@ -61,7 +61,10 @@ class DiTBridge(Bridge):
         self.no_condition = nn.Parameter(torch.zeros(dim), requires_grad=self.dit.drop_condition > 0)
         self.time = TimeEmbedding(dim)
         self.into = nn.Linear(target_dim, dim)
-        self.blocks = nn.ModuleList(DiTBlock(dim, config.heads, config.dropout) for _ in range(config.depth))
+        blocks = [DiTBlock(dim, config.heads, config.dropout) for _ in range(config.depth)]
+        for block in blocks:
+            freeze_idle_query(block.attention, config.soft_tokens)
+        self.blocks = nn.ModuleList(blocks)
         self.out = nn.Linear(dim, target_dim)
 
     def forward(

@@ -9,7 +9,7 @@ from latentbridge.nn.attention import MultiHeadAttention
 from latentbridge.nn.ffn import SwiGLU
 from latentbridge.nn.norm import RMSNorm
 from latentbridge.train.flops import TRAINED, matrix_size
-from latentbridge.translator.bridges.base import Bridge
+from latentbridge.translator.bridges.base import Bridge, freeze_idle_query
 from latentbridge.translator.config import BridgeConfig
 
 
@@ -23,6 +23,7 @@ class BridgeBlock(nn.Module):
         self.norm_source = RMSNorm(source_dim)
         self.norm_ffn = RMSNorm(dim)
         self.self_attention = MultiHeadAttention(dim, heads)
+        freeze_idle_query(self.self_attention, config.soft_tokens)
         self.cross_attention = MultiHeadAttention(dim, heads, context_dim=source_dim, dropout=dropout)
         self.ffn = SwiGLU(dim)
         self.dropout = nn.Dropout(dropout)

@@ -88,6 +88,17 @@ def test_what_fails_is_told_with_its_runs_and_the_way_around_it(plan, answer):
     ]
 
 
+def test_a_rehearsal_takes_one_thread_and_no_gpu(plan, monkeypatch):
+    """Where others use the cores too, two threads took 205 s and one takes 25: they wait for each other."""
+
+    def asked(command: list[str], *, env: dict[str, str], **_: Any) -> None:
+        raise PreflightError(f"{env['OMP_NUM_THREADS']} {env['CUDA_VISIBLE_DEVICES']!r}")
+
+    monkeypatch.setattr(module.subprocess, "Popen", asked)
+    with pytest.raises(PreflightError, match=r"^1 ''$"):
+        rehearse(plan, [], print)
+
+
 def test_the_same_plan_is_rehearsed_once_and_again_after_a_failure(plan, answer):
     rehearse(plan, [], print)
     assert rehearse(plan, [], print).seconds is None
