@@ -1,8 +1,9 @@
-"""How fast are training and evaluation at production shapes? python benchmarks/translator_speed.py   (1 GPU)
+"""How fast are training and evaluation at production shapes? python benchmarks/translator_speed.py
 
 Random weights in the shapes of Mistral-7B and Llama-3.1-8B, GSM8K's own problems with 8 worked examples, cut
 into as many tokens as those models' tokenizers would give; the gated bridge of 189 M, terms lm, kl, info_nce
-and prompt alignment, bf16, the package's own loop. First our decoding and scoring against float32.
+and prompt alignment, bf16, the package's own loop. First our decoding and scoring against float32. One GPU;
+several with PARTS=train torchrun --nproc_per_node N, where each has a batch of its own.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -40,7 +42,8 @@ from latentbridge.translator.train import Translation
 ROOT = Path(__file__).parents[1]
 LAYERS = int(os.environ.get("LAYERS", "32"))
 VOCABULARY = 128_256
-DEVICE = torch.device("cuda", 0)
+RANK, RANKS = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+DEVICE = torch.device("cuda", RANK)
 SHAPE: dict[str, Any] = {
     "hidden_size": 4096,
     "intermediate_size": 14_336,
@@ -109,6 +112,7 @@ def make(name: str, dtype: torch.dtype, device: torch.device) -> FrozenLM:
 
 
 def config(batch: int, steps: int, **changes: Any) -> TranslatorConfig:
+    """batch: samples of a rank."""
     here = Origin("benchmark", 0)
     settings = {
         "source.model": SOURCE,
@@ -123,7 +127,7 @@ def config(batch: int, steps: int, **changes: Any) -> TranslatorConfig:
         "problems": {"train_examples": 768, "eval_examples": 64},
         "train": {
             "steps": steps,
-            "batch_size": batch,
+            "batch_size": batch * RANKS,
             "micro_batch_size": batch,
             "log_every": 4,
             "eval_every": 10_000,
@@ -144,6 +148,12 @@ class Unevaluated(Translation):
         return {"context_recovered": Metric(value=0.0, n=1)}
 
 
+def say(*words: str) -> None:
+    """Rank 0 speaks."""
+    if RANK == 0:
+        print(*words, flush=True)
+
+
 def free() -> None:
     gc.collect()
     torch.cuda.empty_cache()
@@ -153,8 +163,8 @@ def free() -> None:
 def training(batch: int, steps: int, folder: Path, **changes: Any) -> None:
     free()
     settings = config(batch, steps, **changes)
-    path = folder / f"train-{batch}-{time.time_ns()}"
-    path.mkdir(parents=True)
+    path = folder / f"{batch}-{'stored' if settings.cache_source_states else 'read'}"
+    path.mkdir(parents=True, exist_ok=True)
     run = Run(RunDir(path))
     begin(settings, run)
     started = time.perf_counter()
@@ -166,11 +176,12 @@ def training(batch: int, steps: int, folder: Path, **changes: Any) -> None:
         tried = run.folder.first_minute
         found = tried.read_text() if tried.exists() else ""
         where = [frame.name for frame in traceback.extract_tb(error.__traceback__)][-12:]
-        print(f"training  batch {batch}: out of memory {where} {found}", flush=True)
+        say(f"training  batch {batch}: out of memory {where} {found}")
         return
     records = list(read_jsonl(run.folder.train_log))
     rates = sorted(record["samples_per_s"] for record in records[1:])
     found = {
+        "gpus": RANKS,
         "batch": batch,
         "cached": settings.cache_source_states,
         "samples_per_s": round(rates[len(rates) // 2], 2),
@@ -182,7 +193,7 @@ def training(batch: int, steps: int, folder: Path, **changes: Any) -> None:
         "first_minute": json.loads(run.folder.first_minute.read_text()),
         "losses": {name: round(value, 3) for name, value in records[-1]["losses"].items()},
     }
-    print("training ", json.dumps(found), flush=True)
+    say("training ", json.dumps(found))
     del workload
     free()
 
@@ -255,6 +266,21 @@ def evaluation(rows: int, width: int, steps: int) -> None:
 
 
 @torch.no_grad()
+def inference(folder: Path) -> None:
+    """What a reply costs through the bridge and beside it, one problem at a time."""
+    free()
+    changes = {"problems": {"train_examples": 2, "eval_examples": 2}, "eval": {"inference_examples": 2}}
+    settings = config(2, 16, **changes)
+    path = folder / "inference"
+    path.mkdir(parents=True)
+    run = Run(RunDir(path))
+    begin(settings, run)
+    workload = Translation(settings, run, models=model)
+    workload.evaluator.inference(workload.model.to(DEVICE, torch.bfloat16).eval())
+    print("inference", run.folder.inference_aggregate.read_text(), flush=True)
+
+
+@torch.no_grad()
 def correctness() -> None:
     """Four layers of the target in bf16 and float32: nats per answer token, and replies to the plain loop."""
     global LAYERS
@@ -295,20 +321,30 @@ def correctness() -> None:
 
 
 def main() -> None:
-    describe_and_list(__doc__)
+    if RANK == 0:
+        describe_and_list(__doc__)
     which = os.environ.get("PARTS", "check,answer,train").split(",")
     if "check" in which:
         correctness()
     if "answer" in which:
         for rows in (256,):
             evaluation(rows, 80, 256)
+    if "infer" in which:
+        with tempfile.TemporaryDirectory() as name:
+            inference(Path(name))
     if "profile" in which:
         with tempfile.TemporaryDirectory() as name:
             profile(32, Path(name))
     if "train" in which:
-        with tempfile.TemporaryDirectory() as name:
-            for batch in (32, 48):
-                training(batch, 16, Path(name), cache_source_states=True)
+        # one folder for all ranks, which share the source's states
+        root = (
+            Path(tempfile.gettempdir())
+            / f"translator_speed_{os.environ.get('TORCHELASTIC_RUN_ID', os.getpid())}"
+        )
+        for batch in (int(size) for size in os.environ.get("BATCHES", "32").split(",")):
+            training(batch, 16, root, cache_source_states=True)
+        if RANK == 0:
+            shutil.rmtree(root, ignore_errors=True)
     sys.stdout.flush()
 
 

@@ -59,7 +59,7 @@ class Evaluator:
         self._source_key = model_key(config.source.model, source)
         self._target_key = model_key(config.target.model, target)
         self._empty = self._states_of_no_question()
-        self._inference = Inference(config, source, target, prompts, target_input, soft_tokens, run)
+        self.inference = Inference(config, source, target, prompts, target_input, soft_tokens, run)
 
     def _states_of_no_question(self) -> Padded:
         nothing = replace(self.prompts.problems[0], question="")
@@ -89,7 +89,7 @@ class Evaluator:
             write_atomic(self._run.folder.eval_samples(label), "\n".join(lines) + "\n")
         metrics = metrics_of(samples, self._config.model.soft_tokens, self._config.prompt_mode)
         if label == "final" and self._config.eval.inference_examples:
-            metrics |= self._inference(bridge)
+            metrics |= self.inference(bridge)
         return metrics
 
     @torch.no_grad()

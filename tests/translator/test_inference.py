@@ -142,7 +142,7 @@ def test_the_source_reads_whole_prompts_though_they_begin_alike(measure, monkeyp
             widths.append(words["input_ids"].shape[1]) or real(**words)
         ),
     )
-    workload.evaluator._inference(workload.model)
+    workload.evaluator.inference(workload.model)
 
     # a trial and a timed one of each; tables are as wide as a multiple of 8 or their longest row
     lengths = [workload.evaluator.prompts.source.lengths[index] for index in (0, 0, 1, 1)]
