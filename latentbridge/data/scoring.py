@@ -85,7 +85,9 @@ def packed_answer_states(
     rows: list[int] = []
     columns: list[int] = []
     lengths = [opening + text + answer - 1 for text, answer in zip(text_lengths, answer_lengths, strict=True)]
-    is_ragged = can_pack(before) and _takes_ragged(lm)
+    # each time anew: another attention would read what the empty mask hides
+    ours = lm.model.config._attn_implementation == NAME
+    is_ragged = ours and can_pack(before) and _takes_ragged(lm)
     for pack in [list(range(len(lengths)))] if is_ragged else _packs(lengths):
         index: list[int] = []
         segments: list[int] = []
@@ -131,7 +133,7 @@ def _takes_ragged(lm: FrozenLM) -> bool:
         plain = read(**inputs, attention_mask=mask[None, None]).last_hidden_state
         ragged = read(**inputs, attention_mask=whole, cu_seq_lens_q=ends, max_length_q=7).last_hidden_state
         apart = (plain.float() - ragged.float()).norm() / plain.float().norm()
-        lm.scratch["ragged"] = lm.model.config._attn_implementation == NAME and bool(apart < 0.05)
+        lm.scratch["ragged"] = bool(apart < 0.05)
     found: bool = lm.scratch["ragged"]
     return found
 
