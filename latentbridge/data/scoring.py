@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from latentbridge.data.attention import NAME, can_pack
 from latentbridge.data.language_model import FrozenLM, positions, to_device
 from latentbridge.data.prefix import Prefix
+from latentbridge.nn.head import nll_in_place
 
 # tokens of one pack: a token's attention to all of them costs a 24th of its products with weights 4096 wide,
 # and two thirds of those at width 256, where packs of 4,096 took 1.6 times as long in all
@@ -179,16 +180,12 @@ class _HeadNll(torch.autograd.Function):
     def forward(ctx: Any, states: Tensor, head: nn.Module, ids: Tensor) -> Tensor:
         nll = states.new_empty(len(states), dtype=torch.float32)
         gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+        weight: Any = head.weight
         for start in range(0, len(states), _CHUNK):
             part = slice(start, start + _CHUNK)
-            logits = head(states[part]).float()
-            total = logits.logsumexp(dim=-1, keepdim=True)
-            own = ids[part, None]
-            nll[part] = (total - logits.gather(1, own))[:, 0]
-            if gradient is not None:
-                share = logits.sub_(total).exp_()  # softmax, in the logits' memory
-                share.scatter_add_(1, own, share.new_full(own.shape, -1.0))
-                gradient[part] = share.to(states.dtype) @ head.weight
+            nll[part], share = nll_in_place(head(states[part]).float(), ids[part], gradient is not None)
+            if gradient is not None and share is not None:
+                gradient[part] = share.to(states.dtype) @ weight
         ctx.save_for_backward(gradient)
         return nll
 
