@@ -1,8 +1,8 @@
-"""Which problems a run trains on and is tested with."""
+"""Which problems or texts a run trains on and is tested with."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,11 @@ from latentbridge.config import Config
 
 GSM8K_SIZES = {"train": 7473, "eval": 1319}
 GENERATED_TRAIN_EXAMPLES = 1_000_000
+BPE_ENTRIES = 4096
+OWN_TOKENIZERS = ("characters", "bytes", "bpe")
+
+# strict tuples refuse YAML lists, hence the exception
+Files = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class ProblemsConfig(Config):
@@ -38,4 +43,48 @@ class ProblemsConfig(Config):
                 raise ValueError(
                     f"{key}_examples is {asked}; gsm8k has {limit} with few_shot {self.few_shot}"
                 )
+        return self
+
+
+class TextConfig(Config):
+    """A text to model, how it is cut into tokens, and how much of what is held out is scored."""
+
+    # tinystories: bundled, 0.9 MB to train on and 0.8 MB held out;  files: your own
+    name: Literal["tinystories", "files"] = "tinystories"
+    # plain or gzip, a blank line between paragraphs
+    train_files: Files = ()
+    # half is for validation, half for test; none: the last tenth of the training files' paragraphs
+    eval_files: Files = ()
+    # characters (of the training text), bytes, bpe (byte-level, learnt on the training text), or the model
+    # whose tokenizer it is: bundled:NAME, a folder or a hub id
+    tokenizer: str = "characters"
+    # entries of bpe; None: 4096
+    vocab_size: int | None = Field(None, ge=257)
+    # tokens that a model reads at once
+    context: int = Field(256, ge=2)
+    # tokens that are scored in one evaluation, in whole windows: eval_tokens // context
+    eval_tokens: int = Field(65_536, ge=1)
+
+    @model_validator(mode="after")
+    def _files_go_with_their_name(self) -> TextConfig:
+        if self.name == "files" and not self.train_files:
+            raise ValueError("train_files is empty; name the text files to train on")
+        if self.name != "files" and (self.train_files or self.eval_files):
+            raise ValueError(f"train_files or eval_files is set and name is '{self.name}'; write name: files")
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_fit(self) -> TextConfig:
+        is_model = self.tokenizer.startswith("bundled:") or "/" in self.tokenizer
+        if self.tokenizer not in OWN_TOKENIZERS and not is_model:
+            raise ValueError(
+                f"tokenizer is '{self.tokenizer}'; write {', '.join(OWN_TOKENIZERS)}, bundled:NAME, a folder "
+                "(with a slash, as in ./name) or a hub id like org/name"
+            )
+        if self.vocab_size is not None and self.tokenizer != "bpe":
+            raise ValueError(f"vocab_size is {self.vocab_size}; only that of tokenizer bpe can be chosen")
+        if self.eval_tokens < self.context:
+            raise ValueError(
+                f"eval_tokens is {self.eval_tokens}, less than a window; context is {self.context}"
+            )
         return self
