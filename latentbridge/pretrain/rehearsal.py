@@ -20,6 +20,7 @@ from latentbridge.pretrain.train import Pretraining, write_export
 from latentbridge.rehearsal.checks import SAME, any_batch
 from latentbridge.rehearsal.contract import Caught, Check, Stage
 from latentbridge.rehearsal.language import (
+    in_both_modes,
     nats_one_by_one,
     refuse_misplaced_labels,
     refuse_reading_ahead,
@@ -158,11 +159,7 @@ def _in_both_modes(stage: Stage, prove: Any) -> str:
         found: Tensor = made.model(input_ids=ids, use_cache=False).logits
         return found
 
-    shown = ""
-    for is_training in (True, False):
-        made.model.train(is_training)
-        shown = prove(logits, ids)
-    return shown
+    return in_both_modes(made.model, prove, logits, ids)
 
 
 def export(stage: Stage) -> str:

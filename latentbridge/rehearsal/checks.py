@@ -84,7 +84,9 @@ def gradients(stage: Stage) -> str:
     reached: set[str] = set()
     terms: set[str] = set()
     for moment in stage.moments:
-        for term, norms in term_gradients(stage, moment, leave_out=terms).items():
+        with stage.keeping_buffers():
+            taught = term_gradients(stage, moment, leave_out=terms)
+        for term, norms in taught.items():
             found = {name for name, norm in norms.items() if norm > _ROUNDING}
             if not found:
                 raise Caught(
@@ -98,7 +100,9 @@ def gradients(stage: Stage) -> str:
         # dropped conditions and the like: what one draw misses another may meet
         if set(trained) <= reached:
             break
-        for norms in term_gradients(stage, stage.moments[-1], draw=draw).values():
+        with stage.keeping_buffers():
+            taught = term_gradients(stage, stage.moments[-1], draw=draw)
+        for norms in taught.values():
             reached |= {name for name, norm in norms.items() if norm > _ROUNDING}
     if missing := [name for name in trained if name not in reached]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -120,7 +124,8 @@ def term_gradients(
     terms = workload.losses(workload.model, workload.load_batch(stage.batch), moment)
     sizes: dict[str, dict[str, float]] = {}
     for name, term in terms.items():
-        if name in leave_out:
+        # what weighs nothing is a figure for the log
+        if name in leave_out or not term.weight:
             continue
         if not term.value.requires_grad:
             sizes[name] = dict.fromkeys(names, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -117,6 +118,16 @@ class Stage:
     @cached_property
     def moments(self) -> list[int]:
         return self.rehearsal.moments(self.config)
+
+    @contextmanager
+    def keeping_buffers(self) -> Iterator[None]:
+        """Put back what forwards in training mode change beside weights, such as a running mean."""
+        kept = {name: buffer.clone() for name, buffer in self.workload.model.named_buffers()}
+        try:
+            yield
+        finally:
+            for name, buffer in self.workload.model.named_buffers():
+                buffer.copy_(kept[name])
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained."""

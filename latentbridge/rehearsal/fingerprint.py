@@ -56,7 +56,10 @@ def _parts(stage: Stage, protocol: dict[str, Any]) -> Iterator[str]:
     yield json.dumps(protocol, sort_keys=True, default=str)
     if stage.is_trained:
         yield repr(_schedule(stage))
-        yield from (repr(_update(stage, moment)) for moment in stage.moments)
+        for moment in stage.moments:
+            with stage.keeping_buffers():
+                found = repr(_update(stage, moment))
+            yield found
     measured = sorted(stage.evaluated.items())
     yield repr({name: _rounded(metric.value) for name, metric in measured if not is_seconds(name)})
 

@@ -76,6 +76,26 @@ def nats_one_by_one(lm: FrozenLM, before: Tensor, ids: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def nats_of_next(logits: Logits, ids: Tensor) -> Tensor:
+    """Nats (T - 1,) of each token of a text after the first, read one after the other; ids: (T,)."""
+    nats = []
+    for place in range(1, len(ids)):
+        nats.append(-logits(ids[None, :place])[0, -1].float().log_softmax(-1)[ids[place]])
+    return torch.stack(nats)
+
+
+def in_both_modes(
+    model: nn.Module, prove: Callable[[Logits, Tensor], str], logits: Logits, ids: Tensor
+) -> str:
+    """A proof about logits in training and in evaluation mode, in which the model is left."""
+    shown = ""
+    for is_training in (True, False):
+        model.train(is_training)
+        shown = prove(logits, ids)
+    return shown
+
+
+@torch.no_grad()
 def refuse_reading_ahead(logits: Logits, ids: Tensor) -> str:
     """A later token changes no earlier logit, and does change later ones; ids: (B, T) without padding."""
     known = _drawn_alike(logits, ids)

@@ -19,7 +19,8 @@ from latentbridge.launch.preserve import preserve, verify
 from latentbridge.metric import Metric
 from latentbridge.rehearsal.contract import Caught, Stage
 from latentbridge.rundir import RunDir, write_json
-from latentbridge.train.loop import FINAL, LossTerm, Workload, fit
+from latentbridge.train.checkpoint import named_tensors
+from latentbridge.train.loop import FINAL, LossTerm, Ordered, Workload, fit
 
 # evaluated after every update; the first is made the best, so best and last are different weights
 STEPS = 2
@@ -51,6 +52,8 @@ class _Watched:
         self._workload, self._seen, self._watched, self._mode = workload, seen, watched, mode
         self.model: nn.Module = workload.model
         self.num_examples = workload.num_examples
+        if isinstance(workload, Ordered):
+            self.order = workload.order
 
     def load_batch(self, indices: Sequence[int]) -> Any:
         return self._workload.load_batch(indices)
@@ -157,7 +160,8 @@ def _archive(run: Run, config: JobConfig, summary: dict[str, Any]) -> int:
 
 
 def _copied(model: nn.Module) -> Weights:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    # buffers that are saved too: a router's bias is as much of its model as its weights
+    return {name: tensor.detach().cpu().clone() for name, tensor in named_tensors(model)}
 
 
 def differing(first: Weights, second: Weights) -> list[str]:

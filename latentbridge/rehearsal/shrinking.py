@@ -23,6 +23,15 @@ PROTOCOL = (
     "early_stop",
     "eval.max_new_tokens",
 )
+# the same, where a text is modelled instead of problems answered
+TEXT_PROTOCOL = (
+    "text",
+    "train.steps",
+    "train.batch_size",
+    "train.precision",
+    "train.eval_every",
+    "early_stop",
+)
 # settings that change how, and never what, is computed
 ENGINEERING = (
     "train.engine",

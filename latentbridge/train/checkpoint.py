@@ -112,7 +112,7 @@ def tidy(root: Path, best: str | None) -> None:
 def full_weights(module: nn.Module) -> dict[str, Tensor]:
     """Copies on the CPU of all parameters and saved buffers, whatever ZeRO did to them; empty off rank 0."""
     weights = {}
-    for name, tensor in _named_tensors(module):
+    for name, tensor in named_tensors(module):
         with _whole(tensor):
             if distributed.rank() == 0:
                 weights[name] = tensor.detach().to("cpu", copy=True).contiguous()
@@ -122,7 +122,7 @@ def full_weights(module: nn.Module) -> dict[str, Tensor]:
 def load_weights(module: nn.Module, path: Path) -> None:
     """Copy the weights of a safetensors file into `module`; RunError where names or shapes differ."""
     with safe_open(path, framework="pt") as file, torch.no_grad():
-        tensors = dict(_named_tensors(module))
+        tensors = dict(named_tensors(module))
         if wrong := sorted(set(tensors) ^ set(file.keys())):
             raise RunError(
                 f"{path}: not the weights of {type(module).__name__}; unmatched: {', '.join(wrong[:5])}"
@@ -138,7 +138,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
                 tensor.copy_(source)
 
 
-def _named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """All that a file of weights holds: parameters, and buffers that are saved."""
     # tied parameters once, under their first name: safetensors refuses shared storage
     yield from module.named_parameters()
     names = {name for name, _ in module.named_parameters(remove_duplicate=False)}

@@ -110,6 +110,14 @@ def global_mean(total: Tensor, count: Tensor | int) -> Tensor:
     return local + (mean - local).detach()
 
 
+def global_sum(values: Tensor) -> Tensor:
+    """Sum over ranks, without gradient; the same shape on each, and equal on all."""
+    total = values.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """Rows of all ranks in rank order, with gradient; every rank must bring the same shape.
 

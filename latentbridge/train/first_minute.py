@@ -64,7 +64,11 @@ def first_minute(workload: Weighable, engine: Engine, steps: int, run: Run) -> d
             found[phase]["peak_gib"] = round(max(peaks) / 2**30, 2)
 
     reseed("first minute")
+    # what a forward in training mode remembers, such as a router's load, is not of the run
+    kept = [(buffer, buffer.clone()) for buffer in engine.module.buffers()]
     measured("update", lambda: _try_updates(workload, engine, workload.heaviest_steps(steps)))
+    for buffer, before in kept:
+        buffer.copy_(before)
     engine.set_training(False)
     with torch.no_grad():
         measured("evaluation", lambda: workload.evaluate_heaviest(engine.model))
@@ -91,6 +95,9 @@ def _try_update(workload: Weighable, engine: Engine, batch: Any, step: int, is_a
     terms = workload.losses(engine.module, batch, step)
     parameters = [p for p in engine.module.parameters() if p.requires_grad]
     for name, term in terms.items():
+        # what weighs nothing is a figure for the log
+        if not term.weight:
+            continue
         found = torch.autograd.grad(term.value, parameters, retain_graph=True, allow_unused=True)
         is_dead = not any(gradient is not None and bool(gradient.any()) for gradient in found)
         # a term that compares samples has nothing to say of a single one

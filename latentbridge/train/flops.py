@@ -60,7 +60,8 @@ def matrix_size(module: nn.Module, ending: str = "") -> int:
         int(parameter.numel())
         for name, part in module.named_modules()
         if name.endswith(ending) and not isinstance(part, nn.Embedding)
-        for parameter in part.parameters(recurse=False)
-        if parameter.ndim == 2
+        for own, parameter in part.named_parameters(recurse=False)
+        # of stacked experts a bias has two axes
+        if parameter.ndim == 2 and "bias" not in own
     ]
     return sum(sizes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,13 @@ class Workload(Protocol):
 
         At ZeRO-3 every rank must call `model` equally often.
         """
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """What a workload has whose examples come in an order of its own, such as a `PassOrder`."""
+
+    order: SampleOrder
 
 
 class FitConfig(Protocol):
@@ -136,7 +143,8 @@ class _Loop:
         # rank 0's: another node may still see the manifest as it was
         backoff = distributed.from_rank_0(run.backoff)
         self.engine = build_engine(workload.model, config.optim, config.train, backoff)
-        self.order = SampleOrder(config.seed, workload.num_examples)
+        own = workload.order if isinstance(workload, Ordered) else None
+        self.order = own or SampleOrder(config.seed, workload.num_examples)
         self.state = _State(evaluated=not config.train.eval_at_start)
         self.tally = Tally()
         self.stop = StopPoll(run)

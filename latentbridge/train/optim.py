@@ -27,7 +27,8 @@ def parameter_groups(
 ) -> tuple[list[list[nn.Parameter]], list[GroupSettings]]:
     """Trainable parameters as decayed, not decayed and gates, without empty groups, and the settings of each.
 
-    Biases, norms and vectors are not decayed; a gate is a single number whose own name starts with "gate".
+    Biases, norms, vectors and embeddings are not decayed; a gate is a single number whose own name starts
+    with "gate".
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -54,7 +55,8 @@ def _is_gate(name: str, parameter: nn.Parameter) -> bool:
 
 def _is_plain(name: str, parameter: nn.Parameter) -> bool:
     # stacked experts have two-dimensional biases, so the name counts beside the shape
-    return parameter.ndim < 2 or "bias" in name.rsplit(".", 1)[-1] or "norm" in name
+    is_named_so = "bias" in name.rsplit(".", 1)[-1] or "norm" in name or "embedding" in name
+    return parameter.ndim < 2 or is_named_so
 
 
 def build_adamw(

@@ -57,3 +57,13 @@ class SampleOrder:
             self._permutation = torch.randperm(self._num_examples, generator=generator)
             self._epoch = epoch
         return self._permutation
+
+
+class PassOrder(SampleOrder):
+    """As `SampleOrder`, where an index also tells the pass: pass * num_examples + example."""
+
+    def take(self, start: int, count: int) -> list[int]:
+        """Indices at positions start..start+count of the endless order."""
+        examples = super().take(start, count)
+        passes = [(start + number) // self._num_examples for number in range(count)]
+        return [number * self._num_examples + index for number, index in zip(passes, examples, strict=True)]

@@ -96,3 +96,26 @@ def test_it_can_be_left_out_and_the_manifest_says_so(
     ranks(toy.run, tmp_path / "run", toy.make_config(engine="torch"), heavy(), world_size=1)
 
     assert not RunDir(tmp_path / "run").first_minute.exists()
+
+
+def test_what_forwards_remember_is_forgotten_and_figures_without_a_weight_are_let_be(
+    ranks: Any, toy: Any, heavy: type, on_gpu: None, tmp_path: Path
+) -> None:
+    """A router's load is a buffer, and a share of dropped tokens a figure that has no gradient."""
+
+    class Remembering(heavy):  # type: ignore[misc,valid-type]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model.register_buffer("seen", torch.zeros(()))
+
+        def losses(self, model: nn.Module, batch: Any, step: int) -> dict[str, LossTerm]:
+            self.model.seen += 1
+            return super().losses(model, batch, step) | {"share": LossTerm(torch.tensor(0.5), 0.0)}
+
+        def evaluate(self, model: nn.Module, step: int, label: str) -> Any:
+            assert label == "final" or float(self.model.seen) == step
+            return super().evaluate(model, step, label)
+
+    ranks(toy.run, tmp_path / "run", toy.make_config(engine="torch"), Remembering(), world_size=1)
+
+    assert list(found(tmp_path / "run")) == ["update", "evaluation", "checkpoint"]

@@ -11,6 +11,7 @@ from latentbridge.metric import Metric, void
 from latentbridge.rundir import RunDir, read_json, read_jsonl
 from latentbridge.train import distributed
 from latentbridge.train.loop import LossTerm
+from latentbridge.train.seeding import PassOrder
 
 
 def _train_records(folder: Path) -> list[dict[str, Any]]:
@@ -264,3 +265,23 @@ def test_an_empty_training_set_is_refused(ranks: Any, toy: Any, tmp_path: Path) 
             toy.run(tmp_path, workload=workload)
 
     ranks(run, world_size=1)
+
+
+def test_a_workload_whose_examples_have_an_order_of_their_own_gets_them_so(
+    ranks: Any, toy: Any, tmp_path: Path
+) -> None:
+    seen: list[list[int]] = []
+
+    class Ordered(toy.Workload):
+        order = PassOrder(5, 3)
+
+        def load_batch(self, indices: list[int]) -> list[int]:
+            seen.append(list(indices))
+            return [index % 11 for index in indices]
+
+    def train() -> list[list[int]]:
+        toy.run(tmp_path / "run", toy.make_config(steps=2), Ordered())
+        return seen
+
+    (found,) = ranks(train, world_size=1)
+    assert found == [PassOrder(5, 3).take(0, 4), PassOrder(5, 3).take(4, 4)]

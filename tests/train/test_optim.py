@@ -16,14 +16,19 @@ class Block(nn.Module):
         self.gate_matrix = nn.Parameter(torch.zeros(2, 3))  # SwiGLU's, no gate of ours
         self.experts_bias = nn.Parameter(torch.zeros(4, 5))  # stacked experts
         self.norm = nn.LayerNorm(7)
+        self.embedding = nn.Embedding(3, 8)
         self.frozen = nn.Parameter(torch.zeros(11), requires_grad=False)
 
 
-def test_gates_learn_faster_and_neither_they_nor_biases_nor_norms_decay() -> None:
+def test_gates_learn_faster_and_neither_they_nor_biases_norms_or_embeddings_decay() -> None:
     optim = OptimConfig(lr=0.5, weight_decay=0.1, gate_lr_multiplier=3.0)
     groups, settings = parameter_groups(Block(), optim)
 
-    assert [[tuple(p.shape) for p in group] for group in groups] == [[(2, 3)], [(4, 5), (7,), (7,)], [(1,)]]
+    assert [[tuple(p.shape) for p in group] for group in groups] == [
+        [(2, 3)],
+        [(4, 5), (7,), (7,), (3, 8)],
+        [(1,)],
+    ]
     assert [(s.lr, s.weight_decay) for s in settings] == [(0.5, 0.1), (0.5, 0.0), (1.5, 0.0)]
 
 

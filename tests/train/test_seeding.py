@@ -5,7 +5,7 @@ import random
 import numpy
 import torch
 
-from latentbridge.train.seeding import SampleOrder, reseed
+from latentbridge.train.seeding import PassOrder, SampleOrder, reseed
 
 
 def _draw() -> tuple[float, float, float]:
@@ -45,3 +45,11 @@ def test_a_batch_may_be_larger_than_the_training_set() -> None:
 
     assert len(batch) == 6
     assert sorted(batch[1:5]) == [0, 0, 1, 1]
+
+
+def test_an_order_that_tells_the_pass_is_the_same_order() -> None:
+    plain, telling = SampleOrder(1234, num_examples=5), PassOrder(1234, num_examples=5)
+    found = telling.take(3, 9)
+
+    assert [index % 5 for index in found] == plain.take(3, 9)
+    assert [index // 5 for index in found] == [0, 0, 1, 1, 1, 1, 1, 2, 2]
