@@ -1,0 +1,94 @@
+"""A decoder as a language model: the one place where what is read and what is to be said are told apart."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from latentbridge.lm.config import DecoderConfig
+from latentbridge.nn.decoder import Decoder, MakeFfn
+
+
+class Scored(NamedTuple):
+    """A batch of blocks as it was read.
+
+    total: scalar, nats of all targets, with gradient;  nll: (B, T) nats of each, without
+    right: (B, T) bool, the likeliest token is the target; in evaluation mode only
+    extras: by layer, what its ffn says beside its output
+    """
+
+    total: Tensor
+    nll: Tensor
+    right: Tensor | None
+    extras: list[Any]
+
+
+class LanguageModel(nn.Module):
+    """Reads blocks of T + 1 tokens: the first T, of which each has to tell the next."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, blocks: Tensor) -> Scored:
+        """blocks: (B, T + 1) ids."""
+        # the one shift of labels: every token but the first is a target, and is read only after it
+        read, targets = blocks[:, :-1], blocks[:, 1:]
+        states, extras = self.decoder(read)
+        total, nll, right = self.decoder.head(states, targets)
+        return Scored(total, nll, right, extras)
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """All of them, for short texts: ids (B, T) to (B, T, V) float32."""
+        states, _ = self.decoder(ids)
+        found: Tensor = self.decoder.head.logits(states)
+        return found
+
+
+class DenseFfn(nn.Module):
+    """Two layers with an activation between them; dropout, where it is everywhere, is on the inner ones."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        inner = config.ffn_mult * config.dim
+        self.up = nn.Linear(config.dim, inner, bias=config.bias)
+        self.down = nn.Linear(inner, config.dim, bias=config.bias)
+        self.activate = F.gelu if config.activation == "gelu" else F.silu
+        self.dropout = nn.Dropout(config.dropout if config.dropout_everywhere else 0.0)
+        if config.init_std is None:
+            return
+        for linear in (self.up, self.down):
+            nn.init.normal_(linear.weight, std=config.init_std)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, ids: Tensor) -> Tensor:
+        """x: (B, T, D), returns the same shape;  ids are not looked at."""
+        out: Tensor = self.down(self.dropout(self.activate(self.up(x))))
+        return out
+
+
+def build_model(
+    config: DecoderConfig, vocab_size: int, context: int, make_ffn: MakeFfn | None = None
+) -> LanguageModel:
+    """Random weights from torch's current seed; make_ffn: of each layer, dense ones where it is None."""
+    return LanguageModel(
+        Decoder(
+            vocab_size,
+            context,
+            config.dim,
+            config.layers,
+            config.heads,
+            make_ffn or (lambda layer: DenseFfn(config)),
+            positions=config.positions,
+            norm=config.norm,
+            tied=config.tied,
+            bias=config.bias,
+            scale_embeddings=config.scale_embeddings,
+            dropout=config.dropout,
+            dropout_everywhere=config.dropout_everywhere,
+            init_std=config.init_std,
+        )
+    )
