@@ -18,7 +18,9 @@ from latentbridge.rundir import RunDir, read_json, read_jsonl, write_atomic, wri
 
 SIGNIFICANCE = 0.05
 _SHARE = re.compile(r"(^|_)accuracy$")
-_LOWER_IS_BETTER = re.compile(r"(^|_)(nll|loss|perplexity|bits_per_byte|s|kv_mib)$")
+_LOWER_IS_BETTER = re.compile(
+    r"(^|_)(nll|loss|perplexity|bits_per_byte|s|kv_mib|demand_cv|max_vio|dead_experts|gini)$"
+)
 
 
 def summarize(launch_folder: Path) -> Summary:

@@ -67,7 +67,7 @@ class RunRow:
         times = "once" if self.backoff == 1 else f"{self.backoff} times"
         return (
             f"MICRO-BATCH HALVED: {self.name}: {times} after out-of-memory; updates are of as many samples, "
-            "but losses that span a forward (InfoNCE, means over tokens) spanned fewer"
+            "but what spans a forward (InfoNCE, means over tokens, the load of experts) spanned fewer"
         )
 
     def lacks(self, metric: str) -> str | None:

@@ -34,11 +34,28 @@ RECOVERED = {
     "cut text": "context_recovered_cut_text",
     "question/soft": "compression_question",
 }
+LANGUAGE = {
+    "test bits/byte": "test_bits_per_byte",
+    "val": "val_bits_per_byte",
+    "test nats/token": "test_nll",
+    "perplexity": "test_perplexity",
+    "accuracy": "test_accuracy",
+}
+ROUTERS = {
+    "demand CV": "test_demand_cv",
+    "max vio": "test_max_vio",
+    "dead": "test_dead_experts",
+    "gini": "test_gini",
+    "experts/token": "test_experts_per_token",
+    "confidence": "test_confidence",
+    "entropy": "test_entropy",
+}
 # by method, and for the bridge what it saves of the target's cache
 INFERENCE = {"first token s": "ttft_s", "each further ms": "tpot_s", "cache MiB": "kv_mib"}
 SAVED = "kv_saved_mib"
-# what the translator's columns are made of; summary.json has them
+# what the columns are made of, or say of another text; summary.json has them
 ONLY_IN_JSON = {
+    *(name.replace("test_", "val_") for name in (*LANGUAGE.values(), *ROUTERS.values())),
     "bridged_nll",
     "shuffled_source_nll",
     "no_source_nll",
@@ -102,6 +119,13 @@ def blocks(summary: Summary) -> list[Block]:
     found = [_cell_block(summary)]
     if any(name in cell.metrics for cell in summary.cells for name in RECOVERED.values()):
         found.append(_recovered_block(summary))
+    for title, columns in (
+        (f"Language: {INTERVALS}", LANGUAGE),
+        ("Routers, on the test text: load before anything is dropped, means over layers and seeds", ROUTERS),
+    ):
+        if any(name in cell.metrics for cell in summary.cells for name in columns.values()):
+            rows = [[cell.name, *_values(cell.metrics, list(columns.values()))] for cell in summary.cells]
+            found.append(Block(title, ["cell", *columns], rows))
     if inference := _inference_rows(summary):
         found.append(
             Block(
@@ -174,7 +198,8 @@ def _inference_rows(summary: Summary) -> list[list[str]]:
 
 
 def _other_rows(summary: Summary) -> list[list[str]]:
-    known = {*ACCURACY.values(), *RECOVERED.values(), SAVED} | ONLY_IN_JSON
+    columns = (ACCURACY, RECOVERED, LANGUAGE, ROUTERS)
+    known = {SAVED, *ONLY_IN_JSON}.union(*(column.values() for column in columns))
     timed = tuple(f"_{quantity}" for quantity in INFERENCE.values())
     return [
         [cell.name, name, _brief(metric, interval=True)]

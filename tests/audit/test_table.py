@@ -224,3 +224,19 @@ def test_a_launch_that_has_not_begun_can_be_shown(launch):
     launch.run("a", 1, state=None)
 
     assert "0 of 1 runs done" in render(read_launch(launch.path))
+
+
+def test_a_language_model_and_its_routers_have_columns_of_their_own(launch, metric):
+    metrics = {
+        f"{split}_{name}": metric(0.5)
+        for split in ("val", "test")
+        for name in ("nll", "demand_cv", "entropy")
+    }
+    launch.run("softk", 1, metrics | {"test_bits_per_byte": metric(2.25)})
+    launch.run("hash", 1, {"test_bits_per_byte": metric(2.5), "test_demand_cv": metric(0.25)})
+
+    text = render(read_launch(launch.path))
+
+    assert "softk  2.250 [2.230, 2.270]  -    0.500" in text
+    assert "hash   0.250 [0.230, 0.270]  -        -     -     -              -           -" in text
+    assert "Other metrics" not in text
