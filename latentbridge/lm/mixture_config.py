@@ -1,0 +1,147 @@
+"""What can vary in a mixture of experts; nothing here imports torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from latentbridge.config import Config
+from latentbridge.lm.config import LmConfig
+
+Strategy = Literal["top1", "topk_hard", "softk", "hash", "expert_choice", "bias_balanced"]
+Schedule = Literal["constant", "linear", "cosine", "exponential", "step"]
+
+
+class TemperatureConfig(Config):
+    """The routing temperature of each update, from `start` to `end`, which the last update reaches.
+
+    step: start, then their geometric middle after a fifth of the updates, then end after three fifths
+    """
+
+    schedule: Schedule = "constant"
+    start: float = Field(1.0, gt=0)
+    # None: as start
+    end: float | None = Field(None, gt=0)
+    # weights: gates are softmax(logits / T), which never changes who is chosen (the seed's);
+    # choice: training draws experts with Gumbel noise times T, gates stay at T = 1
+    acts_on: Literal["weights", "choice"] = "weights"
+
+    @model_validator(mode="after")
+    def _ends_are_told(self) -> TemperatureConfig:
+        if self.schedule == "constant" and self.end not in (None, self.start):
+            raise ValueError(
+                f"schedule is constant, but end {self.end} is not start {self.start}; leave end out"
+            )
+        if self.schedule != "constant" and self.end is None:
+            raise ValueError(f"schedule is {self.schedule}, which needs an end; write what T comes to")
+        return self
+
+
+class RouterConfig(Config):
+    """How a token's experts are chosen and weighted; see `latentbridge.nn.routers.Router`."""
+
+    strategy: Strategy = "softk"
+    # experts a token; of expert_choice, on average
+    top_k: int = Field(2, ge=1)
+    network: Literal["linear", "mlp", "mlp_hadamard"] = "linear"
+    # deviation of what is added to the logits in training
+    noise: float = Field(0.0, ge=0)
+    temperature: TemperatureConfig = TemperatureConfig()
+
+    @model_validator(mode="after")
+    def _choices_make_sense(self) -> RouterConfig:
+        if self.strategy == "top1" and self.top_k != 1:
+            raise ValueError(f"strategy is top1 with top_k {self.top_k}; write top_k: 1")
+        if self.strategy == "softk" and self.top_k == 1:
+            raise ValueError(
+                "strategy is softk with top_k 1, whose gate is always 1 and teaches the router nothing; "
+                "write strategy: top1, or top_k: 2"
+            )
+        if self.strategy == "hash" and (
+            self.noise or self.network != "linear" or self.temperature != TemperatureConfig()
+        ):
+            raise ValueError(
+                "strategy is hash, which has no network; leave network, noise and temperature out"
+            )
+        return self
+
+
+class DispatchConfig(Config):
+    """How training brings tokens to experts; evaluation never drops any."""
+
+    kind: Literal["dropless", "padded", "loop"] = "dropless"
+    # padded: slots of an expert, in units of an even share
+    capacity_factor: float = Field(1.25, gt=0)
+    # padded: who is seated first
+    priority: Literal["choice", "probability", "position"] = "choice"
+
+    @model_validator(mode="after")
+    def _nothing_is_set_in_vain(self) -> DispatchConfig:
+        if self.kind != "padded" and (self.capacity_factor != 1.25 or self.priority != "choice"):
+            raise ValueError(
+                f"kind is {self.kind}, which drops nothing; "
+                "leave capacity_factor and priority out, or write padded"
+            )
+        return self
+
+
+class BalanceConfig(Config):
+    """What evens out the load of experts; both losses are means over layers."""
+
+    # Switch: E sum(f P), 1 when balanced; f over the micro-batches of all ranks. Beside a bias too, unless 0
+    weight: float = Field(0.01, ge=0)
+    # mean square of the router's logsumexp
+    z_weight: float = Field(0.0, ge=0)
+    # bias_balanced: how far a bias moves in an update
+    bias_rate: float = Field(1e-3, gt=0)
+
+
+class MixtureConfig(Config):
+    """The experts that take the place of every feed-forward layer."""
+
+    num_experts: int = Field(8, ge=1)
+    # two products in, one of them through the activation
+    gated: bool = False
+    router: RouterConfig = RouterConfig()
+    dispatch: DispatchConfig = DispatchConfig()
+    balance: BalanceConfig = BalanceConfig()
+
+    @model_validator(mode="after")
+    def _experts_suffice(self) -> MixtureConfig:
+        if self.router.top_k > self.num_experts:
+            raise ValueError(
+                f"router.top_k is {self.router.top_k}, but there are {self.num_experts} experts; lower it"
+            )
+        strategy, balance = self.router.strategy, self.balance
+        if strategy != "bias_balanced" and balance.bias_rate != BalanceConfig().bias_rate:
+            raise ValueError(f"balance.bias_rate is set, but strategy {strategy} has no bias; leave it out")
+        if strategy == "hash" and (balance.weight or balance.z_weight):
+            raise ValueError("strategy is hash, which learns nothing; write balance: {weight: 0.0}")
+        if strategy == "expert_choice" and balance.weight:
+            raise ValueError(
+                "strategy is expert_choice, which is balanced by itself; write balance: {weight: 0.0}"
+            )
+        if strategy == "expert_choice" and self.router.noise:
+            raise ValueError(
+                "strategy is expert_choice, whose threshold noise would mislead; write noise: 0.0"
+            )
+        if strategy == "expert_choice" and self.dispatch.kind == "padded":
+            raise ValueError(
+                "strategy is expert_choice, whose experts take what they have room for; write dropless"
+            )
+        return self
+
+
+class MixtureLmConfig(LmConfig):
+    """A language model whose feed-forward layers are mixtures of experts."""
+
+    mixture: MixtureConfig = MixtureConfig()
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Those of the language model, and of its routers in either text."""
+        from latentbridge.lm.routing_metrics import ROUTING, UNTAUGHT
+
+        hashed = self.mixture.router.strategy == "hash"
+        names = [name for name in ROUTING if not (hashed and name in UNTAUGHT)]
+        return (*super().metric_names(), *(f"{split}_{name}" for split in ("val", "test") for name in names))
