@@ -90,6 +90,13 @@ def _paragraphs(files: Sequence[Path]) -> list[str]:
     return found
 
 
+def _tokenizer_files(name: str) -> list[list[Any]]:
+    """What tells a folder's tokenizer from the one that it held before; none for others."""
+    path = Path(name).expanduser()
+    files = sorted(path.glob("tokenizer*")) if "/" in name and path.is_dir() else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
 class Corpus:
     """Token ids of the three splits, and the windows that are cut from them.
 
@@ -107,6 +114,7 @@ class Corpus:
             "files": [[str(path) for path in part] for part in _files(config)],
             "stat": [[found.st_size, found.st_mtime_ns] for found in files],
             "tokenizer": config.tokenizer,
+            "tokenizer_files": _tokenizer_files(config.tokenizer),
             "vocab_size": config.vocab_size or BPE_ENTRIES,
             "tokenizers": tokenizers.__version__,
         }

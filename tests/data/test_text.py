@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import random
+import shutil
 import string
 from collections import Counter
 from itertools import pairwise
@@ -13,9 +14,11 @@ import pytest
 import torch
 
 from latentbridge.config import Origin, Tree, build
+from latentbridge.data.assets import ASSETS
 from latentbridge.data.config import TextConfig
 from latentbridge.data.encoders import build_encoder, train_bpe
 from latentbridge.data.text import Corpus, load_splits, unigram_bits_per_byte
+from latentbridge.data.tokenizers import build_tokenizer
 from latentbridge.errors import ConfigError, RunError
 
 WORDS = ["".join(random.Random(seed).choices(string.ascii_lowercase, k=2 + seed % 7)) for seed in range(60)]
@@ -172,6 +175,15 @@ def test_a_changed_file_is_another_text(make, files, tmp_path):
     (tmp_path / "train.txt").write_text("\n\n".join(words(seed, 12) for seed in range(40)))
 
     assert make().tokens["train"].shape[1] > before
+
+
+def test_a_folders_changed_tokenizer_makes_other_ids(make, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(ASSETS / "models" / "llama_bpe", folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    small = make(tokenizer=str(folder)).vocab_size
+    build_tokenizer("characters").save_pretrained(folder)
+
+    assert make(tokenizer=str(folder)).vocab_size != small
 
 
 def test_unigram_bits_are_the_entropy_of_the_splits_own_counts(make):
