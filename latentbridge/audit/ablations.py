@@ -133,7 +133,7 @@ def _headline(verdicts: Sequence[Verdict], cells: Sequence[CellRow]) -> str:
         (
             (found.value, cell.name, found)
             for cell, found in measured
-            if found.value is not None and not any(run.beyond for run in cell.runs if metric == CLAIM)
+            if found.value is not None and not (metric == CLAIM and cell.is_beyond)
         ),
         key=lambda item: item[0],
         reverse=not lower_is_better(metric or ""),

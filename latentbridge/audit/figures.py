@@ -104,7 +104,8 @@ def _points_of(cell: CellRow, problems: str) -> Iterable[Point]:
     config = cell.runs[0].config
     weight = _setting(config, "losses", "info_nce", "weight")
     drawn = {*PANELS, REFERENCE, *(name for pair in CONTROLS.values() for name in pair[:2])}
-    if _is_beyond(cell):
+    # on one scale with them all others would be hidden
+    if cell.is_beyond:
         drawn = {name for name in drawn if not name.startswith(CLAIM)}
     for name, metric in cell.metrics.items():
         if name in drawn and metric.value is not None:
@@ -121,11 +122,6 @@ def _points_of(cell: CellRow, problems: str) -> Iterable[Point]:
                 interval_over=cell.interval_over,
                 run_ids=" ".join(run.id for run in cell.runs),
             )
-
-
-def _is_beyond(cell: CellRow) -> bool:
-    """Whether its share lies above the whole, where a common scale would hide all others."""
-    return any(run.beyond for run in cell.runs)
 
 
 def _setting(config: Any, *keys: str) -> Any:
@@ -154,7 +150,7 @@ def _caption(summary: Summary) -> str:
     for cell in cells:
         if reasons := sorted({gaps(cell.runs, name) for name in PANELS} - {""}):
             missing.append(f"{cell.name} ({'; '.join(reasons)})")
-        elif _is_beyond(cell):
+        elif cell.is_beyond:
             missing.append(f"{cell.name} on the right ({PANELS[CLAIM]} above 1, see the notes)")
     caption = f"{summary.launch}. Bars: 95 % interval over {' or '.join(over)}."
     return caption + (f" Left out: {', '.join(missing)}." if missing else "")

@@ -107,6 +107,11 @@ class CellRow:
         return f"{done}/{len(self.runs)} done" + (f", {failed} FAILED" if failed else "")
 
     @property
+    def is_beyond(self) -> bool:
+        """Whether a share of any run lies above the whole, with which no other should be compared."""
+        return any(run.beyond for run in self.runs)
+
+    @property
     def interval_over(self) -> str:
         """What the intervals of `metrics` range over."""
         return "seeds" if len(self.runs) > 1 else "samples"

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -184,9 +185,10 @@ def load_frozen(name: str, dtype: torch.dtype, device: torch.device) -> FrozenLM
         tokenizer = AutoTokenizer.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, device_map={"": device})
     except (OSError, ValueError) as error:
+        asked = "" if Path(path).is_dir() else f"No folder {Path(path).absolute()}, so the hub was asked.\n"
         raise PreflightError(
             f"model '{name}' cannot be loaded: {error}\n"
-            f"Where compute nodes have no network, fetch it first on the login node: hf download {name}"
+            f"{asked}Where nodes have no network, fetch it first on the login node: hf download {name}"
         ) from error
     model.eval().requires_grad_(False)
     lm = FrozenLM(model, tokenizer)

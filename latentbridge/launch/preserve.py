@@ -109,7 +109,15 @@ def _select(
     """What goes into the archive, by its name there, and what stays out, in words."""
     left_out: list[str] = []
     files = dict(_walk(launch_folder, "", (), left_out))
-    unwanted = [name for name in files if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    unwanted: list[str] = []
+    for pattern in patterns:
+        matching = [name for name in files if fnmatchcase(name, pattern)]
+        if not matching:
+            raise RunError(
+                f"{launch_folder}: no file matches '{pattern}', which is to stay out; nothing was archived. "
+                "Patterns are of paths below the launch, such as '*-s1235/eval_samples*'"
+            )
+        unwanted += matching
     weights = [name for name in files if name.split("/")[1:2] == ["checkpoints"]]
     if keep_checkpoints is None:
         keep_checkpoints = sum(files[name].stat().st_size for name in weights) < MAX_CHECKPOINT_BYTES

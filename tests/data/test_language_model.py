@@ -123,3 +123,14 @@ def test_the_bytes_of_a_cache_are_those_that_the_library_keeps(lm):
 
     kept = sum(block.nbytes for layer in cache.layers for block in (layer.keys, layer.values))
     assert kept == ids.shape[1] * lm.kv_bytes_per_token
+
+
+def test_a_name_that_could_be_a_folder_says_that_the_hub_was_asked(monkeypatch, tmp_path):
+    def away(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", away)
+
+    with pytest.raises(PreflightError, match=f"No folder {tmp_path}/models/small, so the hub was asked"):
+        load_frozen("models/small", torch.float32, torch.device("cpu"))

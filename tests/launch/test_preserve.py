@@ -126,12 +126,21 @@ def test_best_weights_stay_out_when_large_or_unwanted(launch, root, monkeypatch,
 def test_what_is_asked_to_stay_out_stays_out_and_is_named(launch, root):
     whole = len(list(preserve(launch, root).rglob("metrics.jsonl")))
 
-    archive = preserve(launch, root, leave_out=["a-s?/metrics.jsonl", "nothing-like-this"])
+    archive = preserve(launch, root, leave_out=["a-s?/metrics.jsonl"])
 
     assert (whole, len(list(archive.rglob("metrics.jsonl")))) == (3, 1)
     left_out = read_json(archive / "archive.json")["left_out"]
     assert {"a-s1/metrics.jsonl", "a-s2/metrics.jsonl"} <= set(left_out)
     assert verify(archive) == []
+
+
+def test_a_pattern_that_matches_nothing_is_refused_and_the_archive_stays(launch, root):
+    before = sorted(preserve(launch, root).rglob("*"))
+
+    with pytest.raises(RunError, match="no file matches 'a-s1/metric'"):
+        preserve(launch, root, leave_out=["a-s?/metrics.jsonl", "a-s1/metric"])
+
+    assert sorted(root.glob("*/**/*")) == before
 
 
 def test_links_are_resolved_and_bad_ones_left_out(launch, root, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,7 +141,7 @@ def test_active_parameters_count_the_experts_that_a_token_meets(make):
     idle = 2 * 3 * (2 * 24 * 48)
 
     assert counted["total"] == sum(p.numel() for p in made.model.parameters())
-    assert counted["active"] in (counted["total"] - idle, counted["total"] - idle - 2 * 3 * (24 + 48))
+    assert counted["active"] == counted["total"] - idle
 
 
 def run_of(path: Path) -> Run:
@@ -265,11 +264,3 @@ def test_the_temperature_of_an_update_is_set_before_it(make):
 def test_a_setting_that_nothing_reads_is_refused(changes: dict[str, Any], complaint: str):
     with pytest.raises(ConfigError, match=complaint):
         config_of(changes)
-
-
-def test_balanced_routing_is_worth_one(make):
-    made = make()
-    terms = made.losses(made.model, made.load_batch(range(20)), 1)
-
-    assert math.isfinite(terms["lm"].value.item())
-    assert terms["balance"].value.item() >= 0.9

@@ -1,1 +1,0 @@
-"""A spec to its cells: every run there is, validated, with every mistake told in one go."""

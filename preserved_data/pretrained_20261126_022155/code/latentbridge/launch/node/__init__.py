@@ -1,1 +1,0 @@
-"""What runs on the nodes, and how the end of every attempt is written down."""

@@ -1,1 +1,0 @@
-"""One training loop for every workload: engine, optimiser, checkpoints, ranks."""

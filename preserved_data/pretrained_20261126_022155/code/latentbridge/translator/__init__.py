@@ -1,1 +1,0 @@
-"""Frozen source model -> trained bridge -> soft tokens of a frozen target model."""
