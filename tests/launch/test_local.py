@@ -118,8 +118,11 @@ def test_after_kill_9_the_same_command_finishes_every_run_exactly_once(victim, w
         )
         os.kill(worker, signal.SIGKILL)
     else:
-        for pid in [child.pid, *processes_of(project)]:
-            os.kill(pid, signal.SIGKILL)
+        # at once, as in a power cut: stopped first, so that none sees another die and writes that down
+        everyone = [child.pid, *processes_of(project)]
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in everyone:
+                os.kill(pid, number)
     if victim != "worker":
         child.wait()
         assert launch("spec").returncode == 0
