@@ -50,7 +50,8 @@ class TextConfig(Config):
     """A text to model, how it is cut into tokens, and how much of what is held out is scored."""
 
     # tinystories: bundled, 0.9 MB to train on and 0.8 MB held out;  files: your own
-    name: Literal["tinystories", "files"] = "tinystories"
+    # stories_and_problems: the same with as much again of GSM8K's training problems; stories are held out
+    name: Literal["tinystories", "stories_and_problems", "files"] = "tinystories"
     # plain or gzip, a blank line between paragraphs
     train_files: Files = ()
     # half is for validation, half for test; none: the last tenth of the training files' paragraphs

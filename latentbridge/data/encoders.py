@@ -17,6 +17,9 @@ from latentbridge.errors import PreflightError
 Block = NDArray[numpy.int32]
 
 CHARACTERS, BYTES, BPE = OWN_TOKENIZERS
+NO_CHARACTER = "\ufffd"
+# how some tokenizers write a space
+_METASPACE = "\u2581"
 # id of a character that the training text lacks
 UNKNOWN = 0
 # paragraphs whose tokens exist as Python objects at the same time
@@ -34,6 +37,9 @@ class Encoder(Protocol):
     def encode(self, paragraphs: Sequence[str]) -> Iterator[Block]:
         """Tokens in order, a block at a time; together the blocks stand for every byte."""
 
+    def texts(self) -> list[str]:
+        """What each id stands for; U+FFFD is what is no character by itself."""
+
 
 class Characters:
     """One token a character of the training text, in code point order; all others are UNKNOWN."""
@@ -43,12 +49,17 @@ class Characters:
         self.vocab_size, self.unknown = 1 + len(points), UNKNOWN
         self._ids = numpy.full(0x110000, UNKNOWN, dtype=numpy.int32)
         self._ids[points] = numpy.arange(1, self.vocab_size)
+        self._points = points
 
     def encode(self, paragraphs: Sequence[str]) -> Iterator[Block]:
         """See Encoder."""
         for paragraph in paragraphs:
             points = numpy.frombuffer(paragraph.encode("utf-32-le"), dtype=numpy.uint32)
             yield numpy.stack([self._ids[points], _byte_counts(points)])
+
+    def texts(self) -> list[str]:
+        """See Encoder."""
+        return [NO_CHARACTER, *map(chr, self._points)]
 
 
 class Bytes:
@@ -61,6 +72,10 @@ class Bytes:
         for paragraph in paragraphs:
             ids = numpy.frombuffer(paragraph.encode(), dtype=numpy.uint8).astype(numpy.int32)
             yield numpy.stack([ids, numpy.ones_like(ids)])
+
+    def texts(self) -> list[str]:
+        """See Encoder."""
+        return [chr(byte) if byte < 0x80 else NO_CHARACTER for byte in range(self.vocab_size)]
 
 
 class Pieces:
@@ -82,6 +97,15 @@ class Pieces:
             for paragraph, encoding in zip(some, found, strict=True):
                 if encoding.ids:
                     yield _with_bytes(paragraph, encoding)
+
+    def texts(self) -> list[str]:
+        """See Encoder; a space before a word is told, though decoders drop it at a text's beginning."""
+        found: list[str] = self._tokenizer.decode_batch([[number] for number in range(self.vocab_size)])
+        for number, text in enumerate(found):
+            piece = self._tokenizer.id_to_token(number) or ""
+            if text and piece.startswith(_METASPACE):
+                found[number] = piece.replace(_METASPACE, " ")
+        return found
 
 
 def _with_bytes(paragraph: str, encoding: Any) -> Block:

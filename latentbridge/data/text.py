@@ -6,6 +6,7 @@ Ids are made once for all ranks and all runs of a launch, and mapped into memory
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from latentbridge.data.assets import ASSETS
 from latentbridge.data.cache import cached, cached_json
 from latentbridge.data.config import BPE_ENTRIES, TextConfig
 from latentbridge.data.encoders import Block, Encoder, build_encoder, describe_encoder
+from latentbridge.data.gsm8k import load_gsm8k
 from latentbridge.errors import ConfigError, RunError
 from latentbridge.rundir import sync_folder
 
@@ -30,6 +32,9 @@ SPLITS: tuple[TextSplit, ...] = ("train", "validation", "test")
 _BETWEEN_PARAGRAPHS = "\n\n"
 # share of the training files that is held out where no other files are
 _HELD_OUT = 0.1
+_GSM8K = ASSETS / "gsm8k" / "train.jsonl.gz"
+# one in so many of GSM8K's problems is read: together they are about as long as the stories
+_EVERY = 4
 # changes with how ids are made
 _FORMAT = 1
 
@@ -64,9 +69,10 @@ def load_splits(config: TextConfig) -> dict[TextSplit, list[str]]:
 
 def _files(config: TextConfig) -> tuple[list[Path], list[Path]]:
     """Files to train on, and held-out ones; ConfigError where one is not there."""
-    if config.name == "tinystories":
+    if config.name != "files":
         folder = ASSETS / "tinystories"
-        return [folder / "train.txt.gz"], [folder / "val.txt.gz"]
+        problems = [_GSM8K] if config.name == "stories_and_problems" else []
+        return [folder / "train.txt.gz", *problems], [folder / "val.txt.gz"]
     found = []
     for key in ("train_files", "eval_files"):
         paths = [Path(name).expanduser().absolute() for name in getattr(config, key)]
@@ -80,6 +86,9 @@ def _files(config: TextConfig) -> tuple[list[Path], list[Path]]:
 def _paragraphs(files: Sequence[Path]) -> list[str]:
     found = []
     for path in files:
+        if path == _GSM8K:
+            found += [f"{p.question}\n{p.answer}" for p in load_gsm8k("train", 0)[::_EVERY]]
+            continue
         raw = path.read_bytes()
         try:
             text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
@@ -121,7 +130,7 @@ class Corpus:
         self._splits: dict[TextSplit, list[str]] = {}
         described = cached_json(cache, {**self._key, "part": "encoder"}, self._describe)
         encoder = build_encoder(config.tokenizer, described)
-        self.vocab_size = encoder.vocab_size
+        self._encoder, self.vocab_size = encoder, encoder.vocab_size
         self.tokens = {split: self._tokens(cache, split, encoder) for split in SPLITS}
         self.num_bytes = {split: int(self.tokens[split][1].sum(dtype=numpy.int64)) for split in SPLITS}
         self.unknown = {
@@ -129,6 +138,8 @@ class Corpus:
             for split in SPLITS
         }
         self._width = config.context + 1
+        # by pass: where its first block begins
+        self._offsets: dict[int, int] = {}
         # the same for wherever a pass begins
         self.num_blocks = (self.tokens["train"].shape[1] - config.context) // self._width
         self._refuse_short_text()
@@ -167,13 +178,14 @@ class Corpus:
 
         Blocks of one pass do not overlap; each pass begins at another place, so borders move.
         """
-        return self._cut("train", [self._start(index) for index in indices])[0]
+        return self._cut(self.tokens["train"][0], [self._start(index) for index in indices])
 
     def _start(self, index: int) -> int:
         number, block = divmod(index, self.num_blocks)
-        generator = torch.Generator().manual_seed((self._seed << 20) + number)
-        offset = torch.randint(self._width, (), generator=generator)
-        return int(offset) + int(block * self._width)
+        if number not in self._offsets:
+            generator = torch.Generator().manual_seed((self._seed << 20) + number)
+            self._offsets[number] = int(torch.randint(self._width, (), generator=generator))
+        return int(self._offsets[number] + block * self._width)
 
     def eval_windows(self, split: TextSplit) -> list[int]:
         """Where disjoint windows begin, spread evenly over the split: eval_tokens // context of them.
@@ -192,14 +204,17 @@ class Corpus:
 
     def take(self, split: TextSplit, starts: Sequence[int]) -> tuple[Tensor, list[int]]:
         """Windows of a split: ids (B, context + 1) int64, and bytes of the tokens that each scores."""
-        ids, counts = self._cut(split, starts)
+        ids, counts = (self._cut(row, starts) for row in self.tokens[split])
         return ids, counts[:, 1:].sum(dim=1).tolist()
 
-    def _cut(self, split: TextSplit, starts: Sequence[int]) -> tuple[Tensor, Tensor]:
-        tokens = self.tokens[split]
-        rows = numpy.stack([tokens[:, start : start + self._width] for start in starts], axis=1)
-        ids, counts = torch.from_numpy(rows.astype(numpy.int64))
-        return ids, counts
+    def _cut(self, row: Block, starts: Sequence[int]) -> Tensor:
+        """row: (N,);  returns windows (B, context + 1) int64."""
+        places = numpy.asarray(starts)[:, None] + numpy.arange(self._width)
+        return torch.from_numpy(row[places].astype(numpy.int64))
+
+    def token_texts(self) -> list[str]:
+        """(V,) what each id stands for; made when asked for."""
+        return self._encoder.texts()
 
     def facts(self) -> dict[str, Any]:
         """What the text is, in numbers, for the record."""
@@ -213,7 +228,10 @@ class Corpus:
             }
             for split in SPLITS
         }
+        files = [path for part in _files(self._config) for path in part]
         return {
+            # whichever text it was, by its content
+            "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
             "vocab_size": self.vocab_size,
             "train_blocks": self.num_blocks,
             "eval_windows": windows,

@@ -13,27 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from latentbridge.nn.experts import Experts, Product
+from latentbridge.nn.exchange import Exchange, Work, around_slots
+from latentbridge.nn.experts import Experts
 from latentbridge.nn.products import batched_product, grouped_product, grouped_runs, segment_product
 from latentbridge.nn.routers import Routing
-from latentbridge.nn.seating import PRIORITIES, Seating, seat_in_slots, seat_sorted
+from latentbridge.nn.seating import PRIORITIES, Seating, seat_in_slots, seat_runs, seat_sorted
 
 
 def dropless(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     """Every pair is computed, however uneven the load; x: (N, D), returns (N, D).
 
     In bf16 on a GPU nothing is read back to the host; elsewhere the counts are, once. Where tokens have 0 to
-    E experts (expert_choice), their sum is by atomic adds there, and the same to rounding only.
+    E experts (expert_choice), their sum is by atomic adds there, and the same to rounding only. Where ranks
+    share the experts, all of them must come here equally often, and the counts are read back, once.
     """
-    if not len(routing.tokens):
+    # peers wait for this rank's rows, even if there are none
+    if experts.peers is None and not len(routing.tokens):
         return torch.zeros_like(x)
     compute = _compute_dtype(x)
-    seating = seat_sorted(routing)
-    if grouped_runs(compute, experts):
-        product = grouped_product(seating.experts, seating.ends)
+    seating = seat_sorted(routing.experts, routing.num_experts)
+    if experts.peers is None:
+        work = _sorted_work(experts, routing.experts, seating, compute)
     else:
-        product = segment_product(seating.ends)
-    return _mix(compute, routing, experts, seating, product).to(x.dtype)
+        exchange = Exchange(seating.ends, experts.peers)
+        work = exchange.around(_unsorted_work(experts, exchange, compute))
+    return _mix(compute, routing, seating, work).to(x.dtype)
 
 
 def padded(
@@ -50,7 +54,13 @@ def padded(
     capacity = max(1, math.ceil(capacity_factor * len(routing.tokens) / routing.num_experts))
     seating = seat_in_slots(routing, capacity, priority)
     assert seating.kept is not None
-    y = _mix(_compute_dtype(x), routing, experts, seating, batched_product(routing.num_experts))
+    product = batched_product(len(experts.up))
+
+    def here(rows: Tensor) -> Tensor:
+        return experts(rows, product)  # type: ignore[no-any-return]
+
+    work = here if experts.peers is None else around_slots(here, len(experts.up), experts.peers)
+    y = _mix(_compute_dtype(x), routing, seating, work)
     return y.to(x.dtype), len(routing.tokens) - seating.kept.sum()
 
 
@@ -66,12 +76,36 @@ def loop(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
     return y.to(x.dtype)
 
 
-def _mix(x: Tensor, routing: Routing, experts: Experts, seating: Seating, product: Product) -> Tensor:
-    """Take rows to their seats, run the experts, take them back, weight and sum per token, in float32."""
+def _sorted_work(experts: Experts, chosen: Tensor, seating: Seating, x: Tensor) -> Work:
+    """What the experts make of sorted rows; chosen: (R,) expert of each before that;  x: of their dtype."""
+    # the kernel is not asked about no rows at all, which a rank can get from its peers
+    if grouped_runs(x, experts) and len(chosen):
+        product = grouped_product(chosen.index_select(0, seating.pair_of_seat), seating.ends)
+    else:
+        product = segment_product(seating.ends)
+    return lambda rows: experts(rows, product)
+
+
+def _unsorted_work(experts: Experts, exchange: Exchange, x: Tensor) -> Work:
+    """The same of rows that come from other ranks, sorted by expert within what comes from each."""
+    seating, chosen = seat_runs(exchange.counts, exchange.num_rows)
+    work = _sorted_work(experts, chosen, seating, x)
+    to_seat, to_pair = seating.seat_of_pair, seating.pair_of_seat
+
+    def run(rows: Tensor) -> Tensor:
+        seated: Tensor = _Unseated.apply(rows, to_pair, to_seat, None)  # type: ignore[no-untyped-call]
+        out: Tensor = _Unseated.apply(work(seated), to_seat, to_pair, None)  # type: ignore[no-untyped-call]
+        return out
+
+    return run
+
+
+def _mix(x: Tensor, routing: Routing, seating: Seating, work: Work) -> Tensor:
+    """Take rows to their seats, let experts work, take them back, weight and sum per token, in float32."""
     tokens, to_seat, to_pair = routing.tokens, seating.seat_of_pair, seating.pair_of_seat
     token_of_seat = tokens.index_select(0, to_pair)  # (S,)
     rows = _Seated.apply(x, tokens, token_of_seat, to_seat, seating.kept, routing.top_k)  # type: ignore[no-untyped-call]
-    out = _Unseated.apply(experts(rows, product), to_seat, to_pair, seating.taken)  # type: ignore[no-untyped-call]
+    out = _Unseated.apply(work(rows), to_seat, to_pair, seating.taken)  # type: ignore[no-untyped-call]
     gates = routing.gates if seating.kept is None else routing.gates * seating.kept
     return _sum_per_token(out * gates[:, None], tokens, x.shape, routing.top_k)
 

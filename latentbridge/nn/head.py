@@ -60,6 +60,9 @@ def nll_in_place(logits: Tensor, ids: Tensor, wants_gradient: bool) -> tuple[Ten
     if not wants_gradient:
         return nll, None
     share = logits.sub_(total).exp_()  # softmax
+    if torch.compiler.is_compiling():
+        # a compiler puts a comparison into the kernel of the softmax; a scatter would be one of atomic adds
+        return nll, share.sub_((own == torch.arange(logits.shape[1], device=own.device)).float())
     return nll, share.scatter_add_(1, own, share.new_full(own.shape, -1.0))
 
 

@@ -31,6 +31,8 @@ class MoE(nn.Module):
             raise ValueError(f"dispatch is {dispatch!r}; it must be one of {', '.join(DISPATCHES)}")
         if router.num_experts != experts.num_experts:
             raise ValueError(f"the router has {router.num_experts} experts, the stack {experts.num_experts}")
+        if experts.peers is not None and dispatch == "loop":
+            raise ValueError("dispatch is loop, which knows the experts of its own rank alone; use dropless")
         self.router, self.experts = router, experts
         self.dispatch, self.capacity_factor, self.priority = dispatch, capacity_factor, priority
 

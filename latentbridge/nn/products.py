@@ -30,16 +30,11 @@ def grouped_product(sorted_experts: Tensor, ends: Tensor) -> Product:
 
     sorted_experts: (R,) expert of each row;  ends: (E,) int32
     """
-    every = torch.arange(len(ends), device=ends.device)
-    member = sorted_experts[:, None] == every  # (R, E)
 
     def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         out = _grouped_mm(rows, weight.to(rows.dtype), offs=ends)
-        if bias is None:
-            return out
-        # the kernel takes no bias. As a product its gradient is one too; that of b[expert] adds R rows
-        # onto E, one atomic add after the other
-        return torch.addmm(out, member.to(rows.dtype), bias.to(rows.dtype))
+        # the kernel takes no bias
+        return out if bias is None else out + _RowOfEach.apply(bias.to(rows.dtype), sorted_experts)  # type: ignore[no-untyped-call]
 
     return product
 
@@ -67,6 +62,22 @@ def batched_product(num_experts: int) -> Product:
         return torch.baddbmm(bias.to(rows.dtype)[:, None], slots, weight).flatten(0, 1)
 
     return product
+
+
+class _RowOfEach(torch.autograd.Function):
+    """table[rows]. Its gradient is a product: no R rows are added onto E, one atomic add after the other."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.length = len(table)
+        return table.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (rows,) = ctx.saved_tensors
+        member = rows == torch.arange(ctx.length, device=rows.device)[:, None]  # (E, R)
+        return member.to(grad.dtype) @ grad, None
 
 
 class _Segments(torch.autograd.Function):

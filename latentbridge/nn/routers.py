@@ -1,4 +1,4 @@
-"""Which experts see a token, and with what weight: router networks and six ways to choose."""
+"""Which experts see a token, and with what weight: router networks and seven ways to choose."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latentbridge.nn.float_product import float_product
 from latentbridge.nn.hashing import hashed_experts
 
 NETWORKS = ("linear", "mlp", "mlp_hadamard")
-STRATEGIES = ("top1", "topk_hard", "softk", "hash", "expert_choice", "bias_balanced")
+STRATEGIES = ("top1", "topk", "topk_hard", "softk", "hash", "expert_choice", "bias_balanced")
 
 # share of the old threshold kept at each update of expert choice: about the last 100 updates count
 _THRESHOLD_DECAY = 0.99
+
+# experts a token up to which they are found one after the other
+_MAXIMA = 2
 
 
 @dataclass
@@ -61,15 +65,14 @@ class RouterNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (N, D);  returns (N, E) float32."""
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float()
             hidden = x
             for index, layer in enumerate(self.layers):
                 if index == 1:
                     hidden = F.gelu(hidden)
                 if index == 2:
-                    hidden = x * hidden
+                    hidden = x.float() * hidden
                 assert isinstance(layer, nn.Linear)
-                hidden = F.linear(hidden, layer.weight.float(), layer.bias.float())
+                hidden = float_product(hidden, layer.weight) + layer.bias.float()
             return hidden
 
 
@@ -78,6 +81,7 @@ class Router(nn.Module):
 
     strategy, with its gate:
       top1           the best expert, weighted by its probability among all (Switch, Fedus et al. 2021)
+      topk           the K best, each weighted so: their gates sum to less than 1 (OLMoE, arXiv 2409.02060)
       topk_hard      the K best, 1/K each; backward as if the gate were the probability (straight through)
       softk          the K best, softmax over their K logits
       hash           K experts drawn from the token's id, 1/K each; nothing is learned
@@ -151,7 +155,7 @@ class Router(nn.Module):
         tempered = logits / self.temperature if self.temperature_acts_on == "weights" else logits
         if self.strategy == "expert_choice":
             return self._expert_choice(logits, probs, tempered.softmax(dim=-1))
-        chosen = self._scores(logits.detach()).topk(self.top_k, dim=-1).indices  # (N, K)
+        chosen = _best(self._scores(logits.detach()), self.top_k)  # (N, K)
         return self._token_choice(chosen, self._gates(tempered, chosen), logits, probs)
 
     @torch.no_grad()
@@ -176,7 +180,7 @@ class Router(nn.Module):
         if self.strategy == "bias_balanced":
             return logits.gather(1, chosen).sigmoid()
         gates = logits.softmax(dim=-1).gather(1, chosen)
-        if self.strategy == "top1":
+        if self.strategy in ("top1", "topk"):
             return gates
         return gates - gates.detach() + 1 / self.top_k
 
@@ -221,6 +225,18 @@ class Router(nn.Module):
             if old is not None and new is not None and new.dtype != old.dtype:
                 self._buffers[name] = old.to(new.device)
         return self
+
+
+def _best(scores: Tensor, count: int) -> Tensor:
+    """Where the largest are, the best first; scores: (N, E), returns (N, count)."""
+    # a maximum at a time: a compiler puts a few of those into one kernel with all that is around them
+    if count > _MAXIMA:
+        return scores.topk(count, dim=-1).indices
+    every, found = torch.arange(scores.shape[1], device=scores.device), []
+    for _ in range(count):
+        found.append(scores.argmax(dim=-1))
+        scores = scores.masked_fill(found[-1][:, None] == every, -math.inf)
+    return torch.stack(found, dim=1)
 
 
 def _gumbel_like(logits: Tensor) -> Tensor:

@@ -23,8 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from latentbridge.errors import RunError
+from latentbridge.nn.exchange import peers_of
 from latentbridge.rundir import read_json, sync_folder, write_json
-from latentbridge.train import distributed
+from latentbridge.train import distributed, shards
 from latentbridge.train.engine import Engine
 
 WEIGHTS = "model.safetensors"
@@ -110,12 +111,16 @@ def tidy(root: Path, best: str | None) -> None:
 
 
 def full_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Copies on the CPU of all parameters and saved buffers, whatever ZeRO did to them; empty off rank 0."""
+    """Copies on the CPU of all parameters and saved buffers, whatever ZeRO did to them; empty off rank 0.
+
+    Experts are all there, however many ranks share them.
+    """
     weights = {}
     for name, tensor in named_tensors(module):
         with _whole(tensor):
+            whole = shards.gathered(tensor)
             if distributed.rank() == 0:
-                weights[name] = tensor.detach().to("cpu", copy=True).contiguous()
+                weights[name] = whole.detach().to("cpu", copy=True).contiguous()
     return weights
 
 
@@ -129,7 +134,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
             )
         for name, tensor in tensors.items():
             with _whole(tensor, write=True):
-                source = file.get_tensor(name)
+                source, peers = file.get_tensor(name), peers_of(tensor)
+                source = source if peers is None else peers.own(source)
                 if tensor.shape != source.shape:
                     raise RunError(
                         f"{path}: {name} is {tuple(source.shape)}, the model's is {tuple(tensor.shape)}; "

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from latentbridge.nn.exchange import Peers
+
 T = TypeVar("T")
 
 # an evaluation on one rank may keep the others waiting; the seed's 60 s killed such runs
@@ -84,6 +86,19 @@ def local_rank() -> int:
 def device() -> torch.device:
     """The one device that this rank computes on."""
     return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def expert_peers(size: int) -> Peers | None:
+    """The `size` ranks that share experts, this one among them; all ranks together. None: nobody does."""
+    if size == 1:
+        return None
+    from deepspeed.utils import groups
+
+    # made by DeepSpeed, which looks them up by name; made before, they stay as they are
+    groups._create_expert_and_data_parallel(size)
+    name = f"ep_size_{size}"
+    group, replicas = groups._get_expert_parallel_group(name), groups._get_expert_data_parallel_group(name)
+    return Peers(group, replicas, size, rank() % size, name)
 
 
 def barrier() -> None:

@@ -19,6 +19,7 @@ from latentbridge.train.engine import build_engine
 from latentbridge.train.first_minute import FIRST_MINUTE, Weighable, first_minute
 from latentbridge.train.flops import Counted, utilisation
 from latentbridge.train.optim import lr_factor
+from latentbridge.train.recorded import RecordedStep, compiled
 from latentbridge.train.seeding import SampleOrder, reseed
 from latentbridge.train.stopping import StopPoll
 from latentbridge.train.tally import Tally
@@ -56,8 +57,19 @@ class Workload(Protocol):
     def evaluate(self, model: nn.Module, step: int, label: str) -> dict[str, Metric]:
         """Metrics of the current weights, measured by all ranks together; label: the step, or "final".
 
-        At ZeRO-3 every rank must call `model` equally often.
+        Every rank must call `model` equally often at ZeRO-3, and where ranks share experts.
         """
+
+
+@runtime_checkable
+class Recordable(Protocol):
+    """What a workload has whose updates may be recorded: its batches are dataclasses of one shape."""
+
+    def begin_update(self, step: int) -> None:
+        """Set what follows from the number of the update, in tensors that `fixed_losses` reads."""
+
+    def fixed_losses(self, model: nn.Module, batch: Any) -> dict[str, LossTerm]:
+        """Its `losses` after that, made of tensors alone."""
 
 
 @runtime_checkable
@@ -80,29 +92,51 @@ class FitConfig(Protocol):
     def early_stop(self) -> EarlyStopConfig: ...
 
 
+@runtime_checkable
+class Sharing(Protocol):
+    """What a config has whose experts can be shared by ranks."""
+
+    @property
+    def expert_parallel(self) -> int:
+        """Ranks that share one set."""
+
+
 def begin(config: FitConfig, run: Run) -> None:
     """Join the ranks, and refuse at once what would be refused after the workload was built; safe to repeat.
 
-    ConfigError where these ranks cannot share a batch; RunError where they cannot read checkpoints/last.
+    ConfigError where these ranks cannot share a batch or the experts; RunError where they cannot read
+    checkpoints/last.
     """
     distributed.init()
+    if distributed.world_size() % _sharing(config):
+        raise ConfigError(
+            f"expert_parallel is {_sharing(config)}, but the ranks are {distributed.world_size()}: no whole "
+            "number of such sets; make it a divisor of the number of ranks"
+        )
     config.train.micro_batches(distributed.world_size(), distributed.from_rank_0(run.backoff))
     found = distributed.from_rank_0(checkpoint.read_last(run.folder.checkpoints))
     if found is None:
         return
     folder, record = found
-    if record["written_by"] != _writer(config.train):
+    if record["written_by"] != _writer(config):
         raise RunError(
-            f"{folder}: written by {_spell(record['written_by'])}; this is {_spell(_writer(config.train))}. "
+            f"{folder}: written by {_spell(record['written_by'])}; this is {_spell(_writer(config))}. "
             "Resume with what wrote it, or remove checkpoints/last to train from the start"
         )
 
 
-def _writer(train: TrainConfig) -> dict[str, Any]:
+def _sharing(config: FitConfig) -> int:
+    return config.expert_parallel if isinstance(config, Sharing) else 1
+
+
+def _writer(config: FitConfig) -> dict[str, Any]:
     """What must stay the same for a checkpoint to be read."""
-    writer = {"engine": train.engine, "precision": train.precision, "zero_stage": train.zero_stage}
+    train = config.train
+    shared = {"expert_parallel": _sharing(config)} if _sharing(config) > 1 else {}
+    writer = {"engine": train.engine, "precision": train.precision, "zero_stage": train.zero_stage, **shared}
     if train.engine == "torch":
-        return {"engine": "torch"}
+        bf16 = {"precision": "bf16"} if train.precision == "bf16" else {}
+        return {"engine": "torch", **bf16, **shared}
     # ZeRO splits the optimiser over the ranks
     return {**writer, "ranks": distributed.world_size()} if train.zero_stage > 0 else writer
 
@@ -148,6 +182,7 @@ class _Loop:
         self.state = _State(evaluated=not config.train.eval_at_start)
         self.tally = Tally()
         self.stop = StopPoll(run)
+        self.recorded = self._record() if config.train.recorded else None
         self.saved_step = -1
         self._resume()
         if self.state.step == 0 and isinstance(workload, Weighable) and self._is_tried_out():
@@ -207,10 +242,7 @@ class _Loop:
         )
         for start in range(0, len(indices), engine.micro_batch_size):
             batch = self.workload.load_batch(indices[start : start + engine.micro_batch_size])
-            terms = self.workload.losses(engine.model, batch, step)
-            loss = _weighted_sum(terms, step)
-            engine.backward(loss)
-            values = {f"losses.{name}": term.value for name, term in terms.items()} | {"loss": loss}
+            values = self._micro_step(batch, step)
             self.tally.add(step, values, weight=engine.micro_batch_size)
             flops = self.workload.flops(batch, step) if isinstance(self.workload, Counted) else 0
             self.tally.count(engine.micro_batch_size, getattr(batch, "num_tokens", 0), flops)
@@ -219,6 +251,28 @@ class _Loop:
         self.tally.add(step, {"grad_norm": torch.as_tensor(norm, device=distributed.device())})
         self.state.step = step
         self.run.progress("training", step, config.train.steps)
+
+    def _record(self) -> RecordedStep[dict[str, Tensor]]:
+        workload = self.workload
+        if not isinstance(workload, Recordable):
+            raise ConfigError(
+                "train.recorded is true, but this job's updates have no fixed shape; leave it out"
+            )
+        model = compiled(self.engine.module)
+        return RecordedStep(lambda batch: self._backward(workload.fixed_losses(model, batch), 1))
+
+    def _micro_step(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """Add one micro-batch's gradients; returns its loss, and the terms of it."""
+        if self.recorded is None:
+            return self._backward(self.workload.losses(self.engine.model, batch, step), step)
+        assert isinstance(self.workload, Recordable)
+        self.workload.begin_update(step)
+        return self.recorded(batch)
+
+    def _backward(self, terms: dict[str, LossTerm], step: int) -> dict[str, Tensor]:
+        loss = _weighted_sum(terms, step)
+        self.engine.backward(loss)
+        return {f"losses.{name}": term.value for name, term in terms.items()} | {"loss": loss}
 
     def _log(self) -> None:
         self._settle()
@@ -302,7 +356,7 @@ class _Loop:
         self.saved_step = self.state.step
 
     def _as_record(self) -> dict[str, Any]:
-        writer = _writer(self.config.train)
+        writer = _writer(self.config)
         return {**asdict(self.state), "tally": self.tally.as_record(), "written_by": writer}
 
     def _resume(self) -> None:

@@ -1,17 +1,19 @@
-"""AdamW over parameter groups, and a learning rate that is a function of the update alone."""
+"""The optimiser over its parameter groups, and a learning rate that is a function of the update alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from latentbridge.errors import ConfigError
+from latentbridge.nn.exchange import peers_of
 from latentbridge.train.config import OptimConfig
+from latentbridge.train.muon import MuonAdamW
 
 
 @dataclass(frozen=True)
@@ -20,30 +22,49 @@ class GroupSettings:
 
     lr: float
     weight_decay: float
+    # Muon's, which trains the group then
+    momentum: float | None = None
 
 
 def parameter_groups(
     model: nn.Module, optim: OptimConfig
 ) -> tuple[list[list[nn.Parameter]], list[GroupSettings]]:
-    """Trainable parameters as decayed, not decayed and gates, without empty groups, and the settings of each.
+    """Trainable parameters as matrices, other decayed ones, not decayed and gates, and the settings of each.
 
-    Biases, norms, vectors and embeddings are not decayed; a gate is a single number whose own name starts
-    with "gate".
+    Groups without parameters are left out. Biases, norms, vectors and embeddings are not decayed; a gate is a
+    single number whose own name starts with "gate". Matrices are a group of their own for Muon only. What
+    ranks share stands apart, behind the rest: it is averaged over other ranks.
     """
+    matrices: list[nn.Parameter] = []
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     gates: list[nn.Parameter] = []
+    # whatever their names are: transformers has embed_tokens, wte and wpe
+    tables = {id(part.weight) for part in model.modules() if isinstance(part, nn.Embedding)}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            group = gates if _is_gate(name, parameter) else plain if _is_plain(name, parameter) else decayed
-            group.append(parameter)
+        if not parameter.requires_grad:
+            continue
+        if _is_gate(name, parameter):
+            gates.append(parameter)
+        elif id(parameter) in tables or _is_plain(name, parameter):
+            plain.append(parameter)
+        else:
+            (matrices if optim.muon and _is_matrix(name, parameter) else decayed).append(parameter)
+    muon = optim.muon
     settings = [
+        GroupSettings(muon.lr if muon else optim.lr, optim.weight_decay, muon.momentum if muon else None),
         GroupSettings(optim.lr, optim.weight_decay),
         GroupSettings(optim.lr, 0.0),
         GroupSettings(optim.lr * optim.gate_lr_multiplier, 0.0),
     ]
+    kinds = list(zip([matrices, decayed, plain, gates], settings, strict=True))
+    split = [
+        ([p for p in group if (peers_of(p) is not None) == is_shared], setting)
+        for is_shared in (False, True)
+        for group, setting in kinds
+    ]
     # DeepSpeed drops empty groups, after which settings would no longer line up
-    pairs = [(g, s) for g, s in zip([decayed, plain, gates], settings, strict=True) if g]
+    pairs = [(group, setting) for group, setting in split if group]
     if not pairs:
         raise ConfigError(f"{type(model).__name__} has no trainable parameter; there is nothing to train")
     return [group for group, _ in pairs], [setting for _, setting in pairs]
@@ -55,23 +76,33 @@ def _is_gate(name: str, parameter: nn.Parameter) -> bool:
 
 def _is_plain(name: str, parameter: nn.Parameter) -> bool:
     # stacked experts have two-dimensional biases, so the name counts beside the shape
-    is_named_so = "bias" in name.rsplit(".", 1)[-1] or "norm" in name or "embedding" in name
+    is_named_so = "bias" in name.rsplit(".", 1)[-1] or "norm" in name
     return parameter.ndim < 2 or is_named_so
 
 
-def build_adamw(
+def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
+    # an output layer and learned queries are tables of vectors, as embeddings are
+    is_table = "head" in name.split(".") or name.rsplit(".", 1)[-1] in ("query", "queries")
+    return parameter.ndim in (2, 3) and not is_table
+
+
+def build_optimizer(
     groups: list[list[nn.Parameter]], settings: list[GroupSettings], optim: OptimConfig, device: torch.device
 ) -> torch.optim.AdamW:
-    """AdamW with one parameter group per setting; fused on CUDA."""
-    return torch.optim.AdamW(
-        [
-            {"params": group, "lr": setting.lr, "weight_decay": setting.weight_decay}
-            for group, setting in zip(groups, settings, strict=True)
-        ],
-        lr=optim.lr,
-        betas=optim.betas,
-        fused=device.type == "cuda",
-    )
+    """AdamW, or Muon and AdamW, with one parameter group per setting; AdamW is fused on CUDA."""
+    kind = MuonAdamW if optim.muon else torch.optim.AdamW
+    groups_of = with_settings(groups, settings)
+    return kind(groups_of, lr=optim.lr, betas=optim.betas, fused=device.type == "cuda")
+
+
+def with_settings(
+    groups: Sequence[list[nn.Parameter]], settings: Sequence[GroupSettings]
+) -> list[dict[str, Any]]:
+    """Parameter groups as torch's optimisers take them."""
+    return [
+        {"params": group, **{key: value for key, value in asdict(setting).items() if value is not None}}
+        for group, setting in zip(groups, settings, strict=True)
+    ]
 
 
 def apply_settings(
@@ -90,12 +121,13 @@ def apply_settings(
 def lr_factor(optim: OptimConfig, steps: int, done: int) -> float:
     """The schedule's factor for the next update, after `done` of `steps` updates.
 
-    Warm-up rises to 1 at update `warmup_steps`; linear and cosine then fall, and would be 0 one update
-    after the last, so no update is wasted.
+    Warm-up rises to 1 at update `warmup_steps`; linear and cosine then fall, and would be at `floor` one
+    update after the last, so with a floor of 0 no update is wasted.
     """
     if done < optim.warmup_steps:
         return (done + 1) / optim.warmup_steps
     if optim.schedule == "constant":
         return 1.0
     share = (done - optim.warmup_steps) / max(1, steps - optim.warmup_steps)
-    return 1.0 - share if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * share))
+    left = 1.0 - share if optim.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * share))
+    return optim.floor + (1.0 - optim.floor) * left

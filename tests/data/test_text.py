@@ -68,6 +68,16 @@ def test_no_split_shares_a_paragraph_not_even_of_the_bundled_text(files):
     assert sizes == {"train": 40, "validation": 5, "test": 5}
 
 
+def test_stories_and_problems_hold_out_stories_and_read_one_training_problem_in_four():
+    splits = load_splits(config_of(name="stories_and_problems"))
+    stories = load_splits(config_of())
+
+    assert splits["train"][: len(stories["train"])] == stories["train"]
+    assert len(splits["train"]) - len(stories["train"]) == -(-7473 // 4)
+    assert splits["train"][-1].splitlines()[-1].startswith("#### ")
+    assert (splits["validation"], splits["test"]) == (stories["validation"], stories["test"])
+
+
 def test_what_is_cut_from_the_training_files_is_their_last_tenth(files):
     splits = load_splits(config_of(**{**files, "eval_files": []}))
 

@@ -68,6 +68,14 @@ def test_hash_has_nothing_to_learn():
     assert not list(router("hash").parameters())
 
 
+def test_topk_is_weighted_by_probabilities_among_all_which_are_not_made_to_sum_to_1():
+    routing = router("topk")(*tokens())
+
+    best = routing.logits.softmax(-1).topk(2)
+    assert torch.equal(routing.experts, best.indices.T.reshape(-1))
+    assert torch.allclose(routing.gates, best.values.T.reshape(-1))
+
+
 def test_top1_is_weighted_by_its_probability_among_all():
     routing = router("top1")(*tokens())
 
@@ -229,7 +237,7 @@ def test_temperature_bias_and_threshold_stay_float32_when_the_model_is_cast():
         ("top1", {"top_k": 2}, "top_k is 2; top1 sends a token to 1 expert"),
         ("softk", {"top_k": 1}, "softmax over one logit is always 1"),
         ("softk", {"top_k": 4}, r"top_k is 4; it must lie in 1..3 \(num_experts\)"),
-        ("soft", {"top_k": 2}, "strategy is 'soft'; it must be one of top1, topk_hard"),
+        ("soft", {"top_k": 2}, "strategy is 'soft'; it must be one of top1, topk, topk_hard"),
         ("softk", {"top_k": 2, "network": "conv"}, "network is 'conv'; it must be one of linear"),
         ("softk", {"top_k": 2, "temperature_acts_on": "load"}, "must be one of weights, choice"),
     ],

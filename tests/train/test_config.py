@@ -8,7 +8,9 @@ import pytest
 
 from latentbridge.config import build, read_yaml
 from latentbridge.errors import ConfigError
-from latentbridge.train.config import OptimConfig, TrainConfig, backed_off
+from latentbridge.train.config import OptimConfig, TrainConfig, TrainedConfig, backed_off
+
+MUON = {"lr": 0.007, "muon": {"lr": 0.07}}
 
 
 def _train(tmp_path: Path, text: str) -> TrainConfig:
@@ -22,9 +24,10 @@ def test_trap_3_bf16_at_zero_0_is_refused_not_raised_to_1_silently(tmp_path: Pat
         _train(tmp_path, "{steps: 6, batch_size: 4, precision: bf16, zero_stage: 0}")
 
 
-def test_bf16_on_the_reference_engine_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="engine: deepspeed, or precision: fp32"):
-        _train(tmp_path, "{steps: 6, batch_size: 4, precision: bf16, engine: torch}")
+@pytest.mark.parametrize("rest", ["", ", engine: torch", ", precision: bf16"])
+def test_only_bf16_on_the_torch_engine_is_recorded(tmp_path: Path, rest: str) -> None:
+    with pytest.raises(ConfigError, match="engine: torch with precision: bf16"):
+        _train(tmp_path, f"{{steps: 6, batch_size: 4, recorded: true{rest}}}")
 
 
 def test_an_update_is_cut_into_equal_forwards() -> None:
@@ -73,6 +76,21 @@ def test_betas_are_written_as_a_yaml_list(tmp_path: Path) -> None:
     path.write_text("{lr: 1e-4, betas: [0.9, 1.0]}")
     with pytest.raises(ConfigError, match="below 1"):
         build(OptimConfig, read_yaml(path))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_muon_is_refused_where_zero_cuts_matrices_up(stage: int) -> None:
+    train = {"steps": 6, "batch_size": 4, "zero_stage": stage}
+    with pytest.raises(ValueError, match="engine: torch}, or zero_stage: 0"):
+        TrainedConfig.model_validate({"optim": MUON, "train": train})
+
+    for whole in ({"engine": "torch"}, {"zero_stage": 0}, {"steps": 0}):
+        TrainedConfig.model_validate({"optim": MUON, "train": train | whole})
+
+
+def test_a_floor_of_a_schedule_that_does_not_fall_is_refused() -> None:
+    with pytest.raises(ValueError, match="falls to no floor"):
+        OptimConfig(lr=1.0, schedule="constant", floor=0.1)
 
 
 def test_reading_a_train_config_does_not_import_torch() -> None:

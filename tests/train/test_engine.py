@@ -65,8 +65,18 @@ def test_backing_off_accumulates_twice_as_often_and_trains_the_same(
     assert {(record["micro_batch_size"], record["accumulation"]) for record in records} == {(1, 2)}
 
 
-def test_bf16_follows_fp32_to_its_own_precision(ranks: Any, toy: Any, tmp_path: Path, reference: Any) -> None:
-    curve = _curve(ranks, toy, tmp_path / "run", precision="bf16", zero_stage=1)
+BF16: list[dict[str, Any]] = [
+    {"zero_stage": 1},
+    {"engine": "torch"},
+    {"engine": "torch", "micro_batch_size": 1},
+]
+
+
+@pytest.mark.parametrize("train", BF16, ids=str)
+def test_bf16_follows_fp32_to_its_own_precision(
+    ranks: Any, toy: Any, tmp_path: Path, reference: Any, train: dict[str, Any]
+) -> None:
+    curve = _curve(ranks, toy, tmp_path / "run", precision="bf16", **train)
 
     # 8 bits of mantissa; trap 3 would put the second loss off by far more
     assert torch.tensor(curve) == pytest.approx(torch.tensor(reference), rel=2e-2)
@@ -156,6 +166,30 @@ def test_trap_6_stacked_experts_train_right_where_separate_modules_go_wrong_unno
     assert torch.tensor(stacked) == pytest.approx(torch.tensor(right), rel=1e-5)
     # once this fails, DeepSpeed has been repaired, and experts may be modules of their own
     assert torch.tensor(separate) != pytest.approx(torch.tensor(right), rel=1e-3)
+
+
+def _averaged_weight_gradients(kind: type[nn.Module], stage: int) -> list[float]:
+    """What this rank's part will be moved by, where a rank's own gradient is 1 + its number everywhere."""
+    distributed.init()
+    config = TrainConfig.model_validate({"steps": 3, "batch_size": 2, "zero_stage": stage})
+    engine = build_engine(kind(), OptimConfig(lr=0.1, clip_norm=None), config)
+    engine.backward((1 + distributed.rank()) * engine.model(torch.ones(1, 5)).sum())
+    own: list[Tensor] = engine.deepspeed.optimizer.averaged_gradients[0]
+    return torch.cat([part.flatten() for part in own]).tolist()
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_trap_6_is_that_gradients_of_different_experts_are_added(ranks: Any, stage: int) -> None:
+    """Three experts of 15 weights; rank 0 has gradients of the first two, rank 1 of the outer two."""
+
+    def averaged(kind: type[nn.Module]) -> list[float]:
+        first, second = ranks(lambda: _averaged_weight_gradients(kind, stage))
+        return [*first, *second][:45]
+
+    assert averaged(StackedExperts) == [1.5] * 15 + [0.5] * 15 + [1.0] * 15
+    # a rank puts what it has into one bucket, so that rank 0's second expert is summed with rank 1's third;
+    # where ranks use different numbers of experts, buckets differ in size, and the run dies or hangs
+    assert averaged(SeparateExperts) == [1.5] * 15 + [1.5] * 9 + [0.0] * 6 + [1.5] * 15
 
 
 def _expert_losses_of(kind: type[nn.Module], **train: Any) -> Any:

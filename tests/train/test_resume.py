@@ -58,6 +58,7 @@ class AskedToStop(Run):
 
 KILLS: list[Any] = [
     pytest.param(1, {"engine": "torch"}, 5, id="torch"),
+    pytest.param(2, {"engine": "torch", "precision": "bf16", "micro_batch_size": 1}, 4, id="torch-bf16"),
     pytest.param(2, {"zero_stage": 1, "micro_batch_size": 1}, 5, id="zero 1, 2 ranks, accumulation"),
     pytest.param(1, {"zero_stage": 3}, 4, id="zero 3"),
     pytest.param(1, {"zero_stage": 1, "precision": "bf16"}, 6, id="bf16"),

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from latentbridge.errors import RunError
+from latentbridge.train.recorded import RecordedStep
+
+
+@dataclass(frozen=True)
+class Batch:
+    ids: Tensor
+    num_tokens: int
+
+
+def test_each_batch_is_read_where_the_first_one_lay() -> None:
+    seen: list[tuple[int, list[int]]] = []
+
+    def work(batch: Batch) -> None:
+        seen.append((batch.ids.data_ptr(), batch.ids.tolist()))
+
+    step = RecordedStep(work)
+    first = torch.tensor([4, 7, 9])
+    for ids in (first, torch.tensor([1, 2, 3]), torch.tensor([5, 5, 5])):
+        step(Batch(ids, 3))
+
+    assert [ids for _, ids in seen] == [[4, 7, 9], [1, 2, 3], [5, 5, 5]]
+    assert len({place for place, _ in seen}) == 1
+    assert first.tolist() == [4, 7, 9]
+
+
+def test_a_batch_of_another_shape_is_refused() -> None:
+    step = RecordedStep(lambda batch: batch.ids.sum())
+    step(Batch(torch.tensor([4, 7, 9]), 3))
+
+    # one of a single number would fill all of the first
+    with pytest.raises(RunError, match=r"ids has shape \(1,\), the first one's had \(3,\)"):
+        step(Batch(torch.tensor([4]), 1))
