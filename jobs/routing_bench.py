@@ -1,7 +1,8 @@
 """Train one small language model with mixtures of experts, and see what its routers do.
 
 torchrun --nproc_per_node 1 jobs/routing_bench.py --config RUN/config.yaml
-Two CPU cores: a minute for a cell of configs/routing_demo.yaml. Writes RUN/experts.json beside its metrics.
+Two CPU cores: a minute for a cell of configs/routing_demo.yaml. Beside its metrics it writes
+RUN/experts.jsonl (loads) and RUN/specialisation.json (what each expert takes).
 """
 
 from __future__ import annotations

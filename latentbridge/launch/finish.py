@@ -43,23 +43,25 @@ def finish(launch: Launch, archives: Path, leave_out: Sequence[str] = ()) -> Pat
 
     with lease(launch.path / "ledger" / "finish.lock", f"preserving {launch.name}", PATIENCE_S):
         summarize(launch.path)
-        _draw(launch.path)
+        _report(launch.path)
         archive = preserve(launch.path, archives, leave_out=leave_out, allow_unfinished=True)
         write_index(archives)
         return archive
 
 
-def _draw(launch: Path) -> None:
-    """Draw what can be drawn; a figure that fails leaves its traceback and must not cost the archive."""
+def _report(launch: Path) -> None:
+    """Draw and export what can be; what fails leaves its traceback and must not cost the archive."""
     from latentbridge.audit.figures import draw
+    from latentbridge.audit.seed_files import export
 
-    complaint = launch / "figure_failed.txt"
-    complaint.unlink(missing_ok=True)
-    try:
-        draw(launch)
-    except Exception:
-        complaint.write_text(traceback.format_exc())
-        print(f"a figure could not be drawn; see {complaint}", file=sys.stderr)
+    for name, write in (("figure", draw), ("export", export)):
+        complaint = launch / f"{name}_failed.txt"
+        complaint.unlink(missing_ok=True)
+        try:
+            write(launch)
+        except Exception:
+            complaint.write_text(traceback.format_exc())
+            print(f"not every {name} could be made; see {complaint}", file=sys.stderr)
 
 
 def go_on(launch: Launch) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from latentbridge.config import Config, JobConfig
+from latentbridge.config import Config
 from latentbridge.data.config import TextConfig
-from latentbridge.train.config import EarlyStopConfig, OptimConfig, TrainConfig
+from latentbridge.train.config import EarlyStopConfig, TrainedConfig
 
 MEASURED = ("nll", "bits_per_byte", "perplexity", "accuracy")
 
@@ -52,13 +52,13 @@ class EvalConfig(Config):
     batch_size: int = Field(32, ge=1)
 
 
-class LmConfig(JobConfig):
+class LmConfig(TrainedConfig):
     """One language model on one text."""
+
+    has_fixed_shapes: ClassVar[bool] = True
 
     text: TextConfig = TextConfig()
     model: DecoderConfig
-    optim: OptimConfig
-    train: TrainConfig
     early_stop: EarlyStopConfig = EarlyStopConfig(metric="val_nll", mode="min")
     eval: EvalConfig = EvalConfig()
 

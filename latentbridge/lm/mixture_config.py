@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -9,8 +11,11 @@ from pydantic import Field, model_validator
 from latentbridge.config import Config
 from latentbridge.lm.config import LmConfig
 
-Strategy = Literal["top1", "topk_hard", "softk", "hash", "expert_choice", "bias_balanced"]
+Strategy = Literal["top1", "topk", "topk_hard", "softk", "hash", "expert_choice", "bias_balanced"]
 Schedule = Literal["constant", "linear", "cosine", "exponential", "step"]
+
+# of the three stretches of a stepped temperature
+_STEPS_AT = (0.2, 0.6)
 
 
 class TemperatureConfig(Config):
@@ -36,6 +41,23 @@ class TemperatureConfig(Config):
         if self.schedule != "constant" and self.end is None:
             raise ValueError(f"schedule is {self.schedule}, which needs an end; write what T comes to")
         return self
+
+
+def temperature_at(config: TemperatureConfig, step: int, steps: int) -> float:
+    """Of update `step`, from 1 to `steps`; the first has `start`, the last has `end`."""
+    start, end = config.start, config.start if config.end is None else config.end
+    done = (step - 1) / (steps - 1) if steps > 1 else 1.0
+    match config.schedule:
+        case "linear":
+            return start + (end - start) * done
+        case "cosine":
+            return end + (start - end) * (1 + math.cos(math.pi * done)) / 2
+        case "exponential":
+            return float(start * (end / start) ** done)
+        case "step":
+            values: Sequence[float] = (start, math.sqrt(start * end), end)
+            return values[sum(done >= place for place in _STEPS_AT)]
+    return start
 
 
 class RouterConfig(Config):
@@ -101,6 +123,8 @@ class MixtureConfig(Config):
     """The experts that take the place of every feed-forward layer."""
 
     num_experts: int = Field(8, ge=1)
+    # neighbouring ranks that share one set of experts, each holding an equal run; 1: every rank holds all
+    expert_parallel: int = Field(1, ge=1)
     # two products in, one of them through the activation
     gated: bool = False
     router: RouterConfig = RouterConfig()
@@ -112,6 +136,16 @@ class MixtureConfig(Config):
         if self.router.top_k > self.num_experts:
             raise ValueError(
                 f"router.top_k is {self.router.top_k}, but there are {self.num_experts} experts; lower it"
+            )
+        if self.num_experts % self.expert_parallel:
+            raise ValueError(
+                f"expert_parallel is {self.expert_parallel}, by which {self.num_experts} experts cannot be "
+                "shared equally; make it a divisor of num_experts"
+            )
+        if self.expert_parallel > 1 and self.dispatch.kind == "loop":
+            raise ValueError(
+                "dispatch.kind is loop, which computes experts of its own rank alone; "
+                "write dropless or padded, or expert_parallel: 1"
             )
         strategy, balance = self.router.strategy, self.balance
         if strategy != "bias_balanced" and balance.bias_rate != BalanceConfig().bias_rate:
@@ -138,10 +172,48 @@ class MixtureLmConfig(LmConfig):
 
     mixture: MixtureConfig = MixtureConfig()
 
+    @model_validator(mode="after")
+    def _what_is_recorded_reads_nothing_back(self) -> MixtureLmConfig:
+        if not self.train.recorded:
+            return self
+        if self.mixture.dispatch.kind == "loop":
+            raise ValueError(
+                "mixture.dispatch.kind is loop with train.recorded, but a loop reads back who goes where; "
+                "write recorded: false, or dropless"
+            )
+        if self.mixture.dispatch.kind == "dropless" and self.model.dim % 8:
+            raise ValueError(
+                f"model.dim is {self.model.dim} with train.recorded, but what multiplies uneven groups on a "
+                "GPU takes multiples of 8; write such a one, or recorded: false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _experts_are_split_once(self) -> MixtureLmConfig:
+        train = self.train
+        if self.expert_parallel > 1 and train.engine == "deepspeed" and train.zero_stage == 3:
+            raise ValueError(
+                f"mixture.expert_parallel is {self.expert_parallel} with train.zero_stage 3, where DeepSpeed "
+                "would take a rank's own experts for those of all; write zero_stage: 2, or expert_parallel: 1"
+            )
+        if self.expert_parallel > 1 and train.recorded:
+            raise ValueError(
+                f"mixture.expert_parallel is {self.expert_parallel} with train.recorded, but how many tokens "
+                "ranks exchange is not fixed; write recorded: false, or expert_parallel: 1"
+            )
+        return self
+
+    @property
+    def expert_parallel(self) -> int:
+        """Ranks that share one set of experts."""
+        return self.mixture.expert_parallel
+
     def metric_names(self) -> tuple[str, ...]:
-        """Those of the language model, and of its routers in either text."""
+        """Those of the language model, of its routers in either text, and of what experts take in test."""
         from latentbridge.lm.routing_metrics import ROUTING, UNTAUGHT
+        from latentbridge.lm.specialisation import SPECIALISATION
 
         hashed = self.mixture.router.strategy == "hash"
         names = [name for name in ROUTING if not (hashed and name in UNTAUGHT)]
-        return (*super().metric_names(), *(f"{split}_{name}" for split in ("val", "test") for name in names))
+        routed = (f"{split}_{name}" for split in ("val", "test") for name in names)
+        return (*super().metric_names(), *routed, *(f"test_{name}" for name in SPECIALISATION))

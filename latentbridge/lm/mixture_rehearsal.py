@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,11 @@ class MixtureRehearsal(LmRehearsal):
         known = [Check(check.name, own.get(check.name, check.prove)) for check in self.checks]
         self.checks: Sequence[Check] = (*known, Check("routers", routers), Check("temperature", temperature))
 
+    def shrink(self, config: MixtureLmConfig, folder: Path) -> Any:
+        """On one rank, which then holds all experts."""
+        mixture = config.mixture.model_copy(update={"expert_parallel": 1})
+        return super().shrink(config, folder).model_copy(update={"mixture": mixture})
+
     def make(self, config: MixtureLmConfig, run: Run) -> MixtureLm:
         return MixtureLm(config, run)
 
@@ -41,7 +47,7 @@ class MixtureRehearsal(LmRehearsal):
         return {**super().protocol(config), **chosen(config, (_MICRO_BATCH,))}
 
     def engineering(self) -> tuple[str, ...]:
-        return tuple(key for key in super().engineering() if key != _MICRO_BATCH)
+        return (*(key for key in super().engineering() if key != _MICRO_BATCH), "mixture.expert_parallel")
 
     def moments(self, config: MixtureLmConfig) -> list[int]:
         """The first update, the last, and one between, where schedules of the same ends differ."""

@@ -10,6 +10,8 @@ from latentbridge.metric import Metric, void
 
 # means over layers, but for max_vio, the worst layer's, and dead_experts, the sum
 ROUTING = ("demand_cv", "max_vio", "dead_experts", "gini", "experts_per_token", "confidence", "entropy")
+# that mean nothing of a layer without load
+_OF_LOAD = ("demand_cv", "max_vio", "gini")
 # of strategies whose router learns nothing
 UNTAUGHT = ("entropy",)
 
@@ -42,30 +44,37 @@ def routing_metrics(batches: Sequence[Sequence[Observed]], prefix: str) -> dict[
     if not tokens:
         return {f"{prefix}_{name}": void("no token was routed") for name in ROUTING}
     loads = load_by_layer(batches)
-    means = [statistics.fmean(load) for load in loads]
     found = {
-        "demand_cv": statistics.fmean(
-            statistics.pstdev(load) / mean if mean else 0.0 for load, mean in zip(loads, means, strict=True)
-        ),
-        "max_vio": max(
-            max(load) / mean - 1 if mean else 0.0 for load, mean in zip(loads, means, strict=True)
-        ),
         "dead_experts": float(sum(count == 0 for load in loads for count in load)),
-        "gini": statistics.fmean(gini(load) for load in loads),
         "experts_per_token": statistics.fmean(sum(load) / tokens for load in loads),
         "confidence": statistics.fmean(sum(o.confidence for o in layer) / tokens for layer in layers),
     }
     entropies = [[o.entropy for o in layer if o.entropy is not None] for layer in layers]
     if all(entropies):
         found["entropy"] = statistics.fmean(sum(layer) / tokens for layer in entropies)
-    return {f"{prefix}_{name}": Metric(value=value, n=tokens) for name, value in found.items()}
+    metrics = _evenness(loads, tokens)
+    metrics |= {name: Metric(value=value, n=tokens) for name, value in found.items()}
+    return {f"{prefix}_{name}": metric for name, metric in metrics.items()}
+
+
+def _evenness(loads: Sequence[Sequence[float]], tokens: int) -> dict[str, Metric]:
+    """Void where a layer has no load: it would count as perfectly even."""
+    for layer, load in enumerate(loads):
+        if not any(load):
+            return dict.fromkeys(_OF_LOAD, void(f"layer {layer} sent no token to any expert", tokens))
+    means = [statistics.fmean(load) for load in loads]
+    pairs = list(zip(loads, means, strict=True))
+    values = (
+        statistics.fmean(statistics.pstdev(load) / mean for load, mean in pairs),
+        max(max(load) / mean - 1 for load, mean in pairs),
+        statistics.fmean(gini(load) for load in loads),
+    )
+    return {name: Metric(value=value, n=tokens) for name, value in zip(_OF_LOAD, values, strict=True)}
 
 
 def gini(load: Sequence[float]) -> float:
-    """0 when even, (E - 1) / E when one expert has it all; 0 where nobody has any."""
+    """0 when even, (E - 1) / E when one expert has it all; of a load that is not all 0."""
     total, count = sum(load), len(load)
-    if not total:
-        return 0.0
     weighted = sum(place * value for place, value in enumerate(sorted(load), start=1))
     return 2 * weighted / (count * total) - (count + 1) / count
 

@@ -34,7 +34,7 @@ class Batch:
 
 
 class LanguageModeling:
-    """The workload; one with other feed-forward layers overrides what stands below `make_ffn`."""
+    """The workload; one with other layers, or another model, overrides what stands below `make_model`."""
 
     def __init__(self, config: LmConfig, run: Run) -> None:
         self.config, self._run = config, run
@@ -43,21 +43,22 @@ class LanguageModeling:
         if run.is_main:
             write_json(run.folder.path / "text.json", self.corpus.facts())
         torch.manual_seed(config.seed)
-        make_ffn = self.make_ffn()
-        self.model: nn.Module = build_model(
-            config.model, self.corpus.vocab_size, config.text.context, make_ffn
-        )
-        self.model.to(self.device)
+        self.model: nn.Module = self.make_model().to(self.device)
         self.num_examples = self.corpus.num_blocks
         # an index tells the pass too, since each begins its blocks at another place
         self.order = PassOrder(config.seed, self.num_examples)
         self._matrices = self.matrices_per_token()
 
+    def make_model(self) -> nn.Module:
+        """Random weights from torch's current seed; called with blocks it returns what `Scored` holds."""
+        text = self.config.text
+        return build_model(self.config.model, self.corpus.vocab_size, text.context, self.make_ffn())
+
     def make_ffn(self) -> MakeFfn | None:
         """Makes each layer's feed-forward part; None: dense ones."""
         return None
 
-    def extra_losses(self, extras: list[Any], batch: Batch, step: int) -> dict[str, LossTerm]:
+    def extra_losses(self, extras: list[Any]) -> dict[str, LossTerm]:
         """Terms beside the language model's; extras: by layer, what its ffn says beside its output."""
         return {}
 
@@ -65,8 +66,11 @@ class LanguageModeling:
         """Weights of all matrices that a token is multiplied with; not of experts that it does not meet."""
         return matrix_size(self.model)
 
-    def observe(self, scored: Scored, blocks: Tensor) -> Any:
-        """Plain data about one batch of an evaluation, which is alike whatever the number of ranks."""
+    def observe(self, scored: Scored, blocks: Tensor, prefix: str) -> Any:
+        """Plain data about one batch of an evaluation, which is alike whatever the number of ranks.
+
+        prefix: "val" or "test", the text that it is of, as of the metrics
+        """
         return None
 
     def extra_metrics(self, observed: list[Any], prefix: str) -> dict[str, Metric]:
@@ -78,10 +82,18 @@ class LanguageModeling:
         blocks = to_device(self.corpus.train_windows(indices), self.device)
         return Batch(blocks, len(indices) * self.config.text.context)
 
+    def begin_update(self, step: int) -> None:
+        """Set what follows from the number of the update: here nothing."""
+
     def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, LossTerm]:
         """Mean nats per token, always apart from what else is asked of the model."""
+        self.begin_update(step)
+        return self.fixed_losses(model, batch)
+
+    def fixed_losses(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
+        """`losses` after `begin_update`."""
         scored = Scored(*model(batch.blocks))
-        return {"lm": LossTerm(mean_nats(scored), 1.0), **self.extra_losses(scored.extras, batch, step)}
+        return {"lm": LossTerm(mean_nats(scored), 1.0), **self.extra_losses(scored.extras)}
 
     def flops(self, batch: Batch, step: int) -> int:
         """Model FLOPs of forward and backward, see train/flops.py."""
@@ -121,13 +133,14 @@ class LanguageModeling:
         windows: list[Window] = []
         observed: list[Any] = []
         for number in range(rounds):
-            # at ZeRO-3 every rank must call the model equally often: one without a batch repeats the first
+            # every rank calls the model equally often, for ZeRO-3 and for those that share experts with it:
+            # one without a batch repeats the first
             ids, num_bytes = self.corpus.take(split, own[number] if number < len(own) else batches[0])
             blocks = to_device(ids, self.device)
             scored = Scored(*model(blocks))
             if number < len(own):
                 windows += _windows(scored, num_bytes)
-                observed.append(self.observe(scored, blocks))
+                observed.append(self.observe(scored, blocks, prefix))
             self._run.progress("evaluation", number + 1, rounds)
         windows = distributed.gather_in_order(windows)
         observed = distributed.gather_in_order(observed)

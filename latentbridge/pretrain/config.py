@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from latentbridge.config import Config, JobConfig
+from latentbridge.config import Config
 from latentbridge.data.config import ProblemsConfig
-from latentbridge.train.config import EarlyStopConfig, OptimConfig, TrainConfig
+from latentbridge.train.config import EarlyStopConfig, TrainedConfig
 
 
 class ModelConfig(Config):
@@ -44,15 +44,15 @@ class EvalConfig(Config):
     max_new_tokens: int = Field(40, ge=1)
 
 
-class PretrainConfig(JobConfig):
+class PretrainConfig(TrainedConfig):
     """One language model, trained on questions with their worked solutions."""
+
+    knows_its_matrices: ClassVar[bool] = False
 
     model: ModelConfig
     problems: ProblemsConfig = ProblemsConfig()
     # loss of the question's tokens against 1 for the answer's; mostly the noise of names and numbers
     question_weight: float = Field(0.2, ge=0)
-    optim: OptimConfig
-    train: TrainConfig
     early_stop: EarlyStopConfig = EarlyStopConfig(metric="answer_nll", mode="min")
     eval: EvalConfig = EvalConfig()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from latentbridge.config import config_id, dump
 from latentbridge.data.decoding import generate
 from latentbridge.data.language_model import FrozenLM, load_frozen, pad, token_ids
 from latentbridge.data.problems import answer_text, answers_match, extract_answer, load_problems, prompt_text
@@ -27,6 +24,7 @@ from latentbridge.pretrain.model import build_model
 from latentbridge.rundir import write_json
 from latentbridge.train import distributed
 from latentbridge.train.checkpoint import load_weights
+from latentbridge.train.export import provenance, save_folder
 from latentbridge.train.flops import TRAINED, matrix_size
 from latentbridge.train.loop import LossTerm, begin, fit
 
@@ -165,41 +163,14 @@ def train(config: PretrainConfig, run: Run) -> dict[str, Any] | None:
     metrics = score(load_frozen(str(export), torch.float32, distributed.device()), config, run)
     scores = {name: metric.as_record() for name, metric in metrics.items()}
     if run.is_main:
-        write_json(export / "provenance.json", _provenance(config, workload.model, summary, scores))
+        write_json(
+            export / "provenance.json", provenance("pretrain", config, workload.model, summary, scores)
+        )
     return {**summary, "export": scores}
 
 
 def write_export(workload: Pretraining, weights: Path, export: Path) -> None:
     """fp16 weights, config and tokenizer, complete or not there at all."""
-    transformers.utils.logging.disable_progress_bar()
     model: Any = build_model(workload.config.model, workload.tokenizer)
     load_weights(model, weights)
-    draft = export.with_name(".export")
-    shutil.rmtree(draft, ignore_errors=True)
-    model.half().save_pretrained(draft)
-    workload.tokenizer.save_pretrained(draft)
-    for file in draft.iterdir():
-        file.chmod(0o644)  # safetensors makes 0600, which colleagues could not read
-    shutil.rmtree(export, ignore_errors=True)
-    draft.rename(export)
-
-
-def _provenance(
-    config: PretrainConfig, model: nn.Module, summary: dict[str, Any], scores: dict[str, Any]
-) -> dict[str, Any]:
-    """Where the weights come from, so that anyone can make them again."""
-    cuda = torch.cuda.is_available()
-    return {
-        "config_id": config_id("pretrain", config),
-        "command": "torchrun --nproc_per_node 1 jobs/pretrain.py --config RUN/config.yaml",
-        "seed": config.seed,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "steps": summary["steps"],
-        "best_step": summary["best_step"],
-        "train_s": summary["train_s"],
-        "scores_fp16": scores,
-        "hardware": torch.cuda.get_device_name() if cuda else "cpu",
-        "ranks": distributed.world_size(),
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "config": dump(config),
-    }
+    save_folder(model, workload.tokenizer, export)

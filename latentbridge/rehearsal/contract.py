@@ -88,7 +88,8 @@ class Stage:
     @property
     def is_trained(self) -> bool:
         """Whether the run makes any update."""
-        return bool(self.config.train.steps)
+        train = getattr(self.config, "train", None)
+        return train is not None and bool(train.steps)
 
     def fresh(self, **changes: Any) -> Workload:
         """Another one of the same weights; changes: of settings at the top of the config."""

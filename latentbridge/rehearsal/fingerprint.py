@@ -68,10 +68,7 @@ def _schedule(stage: Stage) -> list[Any]:
     """What follows from the config without computing anything."""
     config = stage.config
     groups, settings = parameter_groups(stage.workload.model, config.optim)
-    optimiser = [
-        (len(group), setting.lr, setting.weight_decay)
-        for group, setting in zip(groups, settings, strict=True)
-    ]
+    optimiser = [(len(group), setting) for group, setting in zip(groups, settings, strict=True)]
     steps = config.train.steps
     rates = [round(lr_factor(config.optim, steps, done), 9) for done in range(steps)]
     order = SampleOrder(config.seed, stage.workload.num_examples).take(0, min(_ORDER, steps))
@@ -92,7 +89,8 @@ def _update(stage: Stage, moment: int) -> Any:
     workload.model.train()
     reseed("rehearsal", moment)
     terms = workload.losses(workload.model, workload.load_batch(stage.batch), moment)
-    values = {name: (_rounded(term.value), term.weight) for name, term in terms.items()}
+    # what weighs nothing is a figure for the log
+    values = {name: (_rounded(term.value), term.weight) for name, term in terms.items() if term.weight}
     trained = [term.weight * term.value for term in terms.values() if term.value.requires_grad]
     if not trained or not parameters:
         return values

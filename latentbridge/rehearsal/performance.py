@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from latentbridge.metric import Metric
 from latentbridge.rehearsal.contract import Caught, Stage
 from latentbridge.rundir import RunDir, write_json
 from latentbridge.train.checkpoint import named_tensors
-from latentbridge.train.loop import FINAL, LossTerm, Ordered, Workload, fit
+from latentbridge.train.loop import FINAL, LossTerm, Ordered, Recordable, Workload, fit
 
 # evaluated after every update; the first is made the best, so best and last are different weights
 STEPS = 2
@@ -54,14 +55,20 @@ class _Watched:
         self.num_examples = workload.num_examples
         if isinstance(workload, Ordered):
             self.order = workload.order
+        if isinstance(workload, Recordable):
+            self.begin_update = workload.begin_update
+            self.fixed_losses = partial(self._watch, workload.fixed_losses)
 
     def load_batch(self, indices: Sequence[int]) -> Any:
         return self._workload.load_batch(indices)
 
     def losses(self, model: nn.Module, batch: Any, step: int) -> dict[str, LossTerm]:
+        return self._watch(self._workload.losses, model, batch, step)
+
+    def _watch(self, losses: Callable[..., dict[str, LossTerm]], *given: Any) -> dict[str, LossTerm]:
         modes = {module.training for module in self.model.modules()}
         self._seen.training.append(("an update", modes == {True}))
-        return self._workload.losses(model, batch, step)
+        return losses(*given)
 
     def evaluate(self, model: nn.Module, step: int, label: str) -> dict[str, Metric]:
         modes = {module.training for module in self.model.modules()}

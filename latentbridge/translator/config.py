@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from latentbridge.config import Config, JobConfig
+from latentbridge.config import Config
 from latentbridge.data.config import ProblemsConfig
-from latentbridge.train.config import EarlyStopConfig, OptimConfig, TrainConfig
+from latentbridge.train.config import EarlyStopConfig, TrainedConfig
 
 
 class LanguageModelConfig(Config):
@@ -175,7 +175,7 @@ class EvalConfig(Config):
     inference_examples: int = Field(0, ge=0)
 
 
-class TranslatorConfig(JobConfig):
+class TranslatorConfig(TrainedConfig):
     """One bridge between two frozen models; defaults are the paper's sizes with the faults mended."""
 
     source: LanguageModelConfig
@@ -192,8 +192,6 @@ class TranslatorConfig(JobConfig):
     # None: the answer's embeddings
     teacher: TeacherConfig | None = None
     losses: LossesConfig = LossesConfig()
-    optim: OptimConfig
-    train: TrainConfig
     early_stop: EarlyStopConfig = EarlyStopConfig(metric="context_recovered")
     eval: EvalConfig = EvalConfig()
     # a bridge to start from: bundled:NAME, or a folder with model.safetensors; it may have more soft tokens

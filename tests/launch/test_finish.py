@@ -135,3 +135,23 @@ def test_while_somebody_else_submits_nothing_is_preserved_behind_their_back(laun
 
     with pytest.raises(LockedError):
         go_on(launch)
+
+
+def test_a_figure_that_fails_leaves_its_traceback_and_costs_neither_export_nor_archive(
+    launch, monkeypatch, tmp_path, capsys
+):
+    from latentbridge.audit import figures, seed_files
+
+    def broken(folder):
+        raise ZeroDivisionError("of one figure")
+
+    exported = []
+    monkeypatch.setattr(figures, "draw", broken)
+    monkeypatch.setattr(seed_files, "export", exported.append)
+
+    archive = finish_module.finish(launch, tmp_path / "archives")
+
+    assert "of one figure" in (archive / "figure_failed.txt").read_text()
+    assert exported == [launch.path]
+    assert not (archive / "export_failed.txt").exists()
+    assert "not every figure could be made" in capsys.readouterr().err

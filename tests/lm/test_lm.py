@@ -118,10 +118,10 @@ class Routing(LanguageModeling):
     def make_ffn(self) -> MakeFfn:
         return Routed
 
-    def extra_losses(self, extras: list[Any], batch: Any, step: int) -> dict[str, LossTerm]:
+    def extra_losses(self, extras: list[Any]) -> dict[str, LossTerm]:
         return {"balance": LossTerm(torch.stack([extra["balance"] for extra in extras]).sum(), 0.5)}
 
-    def observe(self, scored: Any, blocks: Tensor) -> Any:
+    def observe(self, scored: Any, blocks: Tensor, prefix: str) -> Any:
         return len(scored.extras), int(blocks[0, 0])
 
     def extra_metrics(self, observed: list[Any], prefix: str) -> dict[str, Any]:

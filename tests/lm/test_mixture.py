@@ -12,10 +12,10 @@ import torch
 from latentbridge.config import Origin, Tree, build
 from latentbridge.errors import ConfigError
 from latentbridge.job import Run
-from latentbridge.lm.mixture import MixtureLm, temperature_at, train
-from latentbridge.lm.mixture_config import MixtureLmConfig, TemperatureConfig
+from latentbridge.lm.mixture import MixtureLm, train
+from latentbridge.lm.mixture_config import MixtureLmConfig, TemperatureConfig, temperature_at
 from latentbridge.nn.routers import Router
-from latentbridge.rundir import RunDir, read_json
+from latentbridge.rundir import RunDir, read_json, read_jsonl
 from latentbridge.train import distributed
 from latentbridge.train.checkpoint import load_weights, write_best
 from latentbridge.train.loop import begin, fit
@@ -37,6 +37,7 @@ STRATEGIES = {
     "expert_choice": {"mixture": {"router.strategy": "expert_choice", "balance.weight": 0.0}},
     "bias_balanced": {"mixture.router.strategy": "bias_balanced"},
 }
+RECORDED = {"engine": "torch", "precision": "bf16", "recorded": True}
 
 
 def config_of(changes: dict[str, Any]) -> MixtureLmConfig:
@@ -85,10 +86,19 @@ def test_balance_and_z_are_terms_of_their_own(make):
 
     assert {name: term.weight for name, term in terms.items()} == {
         "lm": 1.0,
+        "temperature": 0.0,
         "balance": 0.01,
         "router_z": 0.001,
     }
     assert terms["balance"].value.item() == pytest.approx(1, abs=0.3)
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.02])
+def test_the_balance_weight_of_the_config_reaches_the_loss(make, weight: float):
+    """Bug E: the study's was never passed on, so that every run trained with 0.01."""
+    made = make({"mixture.balance.weight": weight})
+
+    assert made.losses(made.model, made.load_batch([0, 1]), 1)["balance"].weight == weight
 
 
 def test_what_is_dropped_is_logged_and_weighs_nothing(make):
@@ -132,16 +142,78 @@ def test_a_best_checkpoint_keeps_what_a_router_knows_beside_its_weights(make, tm
 
 
 def test_active_parameters_count_the_experts_that_a_token_meets(make):
-    """The seed called all that is no expert active: 28.4 % where top-2 of 8 meets 46.3 %."""
+    """Bug M: the seed called all that is no expert active: 28.4 % where top-2 of 8 meets 46.3 %."""
     made = make()
     made.model.eval()
     made.evaluate(made.model, 1, "1")
-    counted = read_json(made._run.folder.path / "experts.json")["parameters"]
+    (record,) = read_jsonl(made._run.folder.path / "experts.jsonl")
+    counted = record["parameters"]
     # up and down: 24 x 48 each, in 2 layers, of which a token meets 2 of 5
     idle = 2 * 3 * (2 * 24 * 48)
 
     assert counted["total"] == sum(p.numel() for p in made.model.parameters())
     assert counted["active"] == counted["total"] - idle
+
+
+def test_each_evaluation_keeps_the_load_of_every_expert_and_one_made_again_takes_its_place(make):
+    """Bug H: the study's was a running mean over training and evaluation, of all layers together."""
+    made = make({"mixture.router.temperature.start": 2.5})
+    made.model.eval()
+    for step, label in ((3, "3"), (6, "6"), (6, "6"), (3, "final")):
+        made.evaluate(made.model, step, label)
+    records = list(read_jsonl(made._run.folder.path / "experts.jsonl"))
+
+    assert [(record["step"], record["label"]) for record in records] == [(3, "3"), (6, "6"), (3, "final")]
+    assert {record["temperature"] for record in records} == {2.5}
+    assert [set(record["load"]) for record in records] == [{"val"}, {"val"}, {"val", "test"}]
+    for loads in records[2]["load"].values():
+        # 2 layers of 5 experts; 7 windows of 11 tokens, 2 experts each
+        assert [len(layer) for layer in loads] == [5, 5]
+        assert [sum(layer) for layer in loads] == [7 * 11 * 2] * 2
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_final_evaluation_tells_what_each_expert_takes(make, strategy: str):
+    """Promised upstream, with names for its files, and never coded."""
+    made = make(STRATEGIES[strategy])
+    made.losses(made.model, made.load_batch([0, 1]), 1)
+    made.model.eval()
+    made.evaluate(made.model, 1, "1")
+    folder = made._run.folder.path
+    assert not (folder / "specialisation.json").exists()
+    metrics = made.evaluate(made.model, 1, "final")
+
+    told = read_json(folder / "specialisation.json")
+    loads = list(read_jsonl(folder / "experts.jsonl"))[-1]["load"]["test"]
+    assert [[sum(column) for column in zip(*layer["load"], strict=True)] for layer in told["layers"]] == loads
+    assert sum(told["tokens"]) == 77
+    assert sum(len(passage["tokens"]) for passage in told["passages"]) == 3 * 11
+    token = [layer["information"]["token"] for layer in told["layers"]]
+    assert metrics["test_token_information"].value == pytest.approx(sum(part["bits"] for part in token) / 2)
+    assert all(part["share"] == pytest.approx(1) for part in token) == (strategy == "hash")
+
+
+def test_who_took_a_token_is_gathered_of_the_test_text_alone(make, monkeypatch):
+    made, gathered = make(), {}
+    metrics_of = made.extra_metrics
+
+    def spy(observed: list[Any], prefix: str) -> Any:
+        gathered[prefix] = [seen.choices is not None for seen in observed]
+        return metrics_of(observed, prefix)
+
+    monkeypatch.setattr(made, "extra_metrics", spy)
+    made.model.eval()
+    made.evaluate(made.model, 1, "final")
+
+    # 7 windows in batches of 3
+    assert gathered == {"val": [False] * 3, "test": [True] * 3}
+
+
+def test_training_keeps_no_record_of_who_took_what(make):
+    made = make()
+    extras = made.model(made.load_batch([0, 1]).blocks).extras
+
+    assert not {"sent", "first"} & set(extras[0])
 
 
 def run_of(path: Path) -> Run:
@@ -232,6 +304,27 @@ def test_a_schedule_is_of_updates_and_reaches_its_end(schedule: str, expected: d
     assert found == pytest.approx(expected, abs=1e-4)
 
 
+def test_rate_and_temperature_are_of_updates_and_reach_their_ends_however_many_micro_batches(ranks, tmp_path):
+    """Bugs C and D: counted in micro-steps, the study's rate ended at 90 % of its peak."""
+    config = config_of(
+        {
+            "optim": {"schedule": "linear", "floor": 0.1},
+            "mixture.router.temperature": {"schedule": "linear", "start": 6.0, "end": 1.0},
+            "train": {"micro_batch_size": 1, "log_every": 1},
+        }
+    )
+    run = run_of(tmp_path / "launch" / "run")
+    ranks(train, config, run, world_size=1)
+    records = list(read_jsonl(run.folder.train_log))
+
+    assert [record["accumulation"] for record in records] == [4] * 6
+    assert [record["losses"]["temperature"] for record in records] == pytest.approx([6, 5, 4, 3, 2, 1])
+    # 1e-2 falls by 0.9 sixths of it an update, and would be at a tenth after the last
+    assert [record["lr"] for record in records] == pytest.approx(
+        [1e-2 * (1 - 0.15 * done) for done in range(6)]
+    )
+
+
 def test_the_temperature_of_an_update_is_set_before_it(make):
     made = make({"mixture.router.temperature": {"schedule": "linear", "start": 4.0, "end": 1.5}})
     for step, expected in ((1, 4.0), (6, 1.5)):
@@ -244,6 +337,8 @@ def test_the_temperature_of_an_update_is_set_before_it(make):
     [
         ({"mixture.router.strategy": "top1"}, "write top_k: 1"),
         ({"mixture.router.top_k": 1}, "teaches the router nothing"),
+        ({"train": RECORDED, "mixture.dispatch.kind": "loop"}, "reads back who goes where"),
+        ({"train": RECORDED, "model.dim": 12, "model.heads": 2}, "takes multiples of 8"),
         ({"mixture.router.top_k": 6}, "there are 5 experts"),
         ({"mixture.dispatch.capacity_factor": 2.0}, "drops nothing"),
         ({"mixture.balance.bias_rate": 0.1}, "has no bias"),

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from latentbridge.config import Tree, build, read_yaml
-from latentbridge.lm import mixture_rehearsal
+from latentbridge.lm import mixture, mixture_rehearsal
 from latentbridge.lm.mixture_config import MixtureLmConfig
 from latentbridge.nn import experts, routers
 from latentbridge.rehearsal import checks
 from latentbridge.rehearsal.contract import Caught, Stage
+from latentbridge.rehearsal.fingerprint import Fingerprint
+from latentbridge.train.loop import LossTerm
 
 BASE = Path(__file__).parents[2] / "configs" / "routing_bench" / "demo.yaml"
 MINE = mixture_rehearsal.MixtureRehearsal()
@@ -27,8 +29,11 @@ KINDS = {
     "expert_choice": {"mixture": {"router.strategy": "expert_choice", "balance.weight": 0.0}},
     "bias_balanced": {"mixture": {"router.strategy": "bias_balanced", "balance.weight": 0.0}},
     "padded": {"mixture.dispatch.kind": "padded"},
+    # over as many ranks as the rehearsal has not
+    "shared": {"mixture.expert_parallel": 2},
     "sampled": {"mixture.router.temperature": {"start": 2.0, "acts_on": "choice"}},
     "everywhere": {"model": {"dropout": 0.1, "dropout_everywhere": True}, "mixture.router.noise": 0.1},
+    "muon": {"optim": {"muon": {"lr": 0.02}, "schedule": "cosine", "floor": 0.1}},
     "scheduled": {"mixture.router.temperature": {"schedule": "cosine", "start": 5.0, "end": 1.0}},
 }
 
@@ -90,3 +95,18 @@ def test_a_temperature_that_is_said_to_change_choices_and_does_not_is_caught(sta
 
     with pytest.raises(Caught, match="changes no choice"):
         mixture_rehearsal.temperature(made)
+
+
+def test_a_balance_weight_that_no_loss_reads_is_one_experiment_under_two_names(stage, monkeypatch):
+    """Bug E of the temperature study, put back: the layers' own 0.01 whatever the config says."""
+    cells = [stage({"mixture.balance.weight": weight}) for weight in (0.01, 0.5)]
+    assert Fingerprint(cells[0], {}) != Fingerprint(cells[1], {})
+    plain = mixture.MixtureLm.extra_losses
+
+    def fixed(self, *args):
+        return {name: LossTerm(term.value, 0.01) for name, term in plain(self, *args).items()}
+
+    monkeypatch.setattr(mixture.MixtureLm, "extra_losses", fixed)
+    cells = [stage({"mixture.balance.weight": weight}) for weight in (0.01, 0.5)]
+
+    assert Fingerprint(cells[0], {}) == Fingerprint(cells[1], {})

@@ -51,8 +51,15 @@ def test_nothing_routed_is_void():
     assert all(metric.value is None for metric in routing_metrics([], "val").values())
 
 
-@pytest.mark.parametrize(
-    ("load", "expected"), [([3, 3, 3], 0.0), ([0, 9, 0], 2 / 3), ([6, 0, 2, 0], 0.625), ([0, 0], 0)]
-)
+def test_a_layer_that_sends_nobody_anywhere_is_void_rather_than_perfectly_even():
+    found = routing_metrics([[observed([8, 0, 4]), observed([0, 0, 0])]], "val")
+
+    for name in ("demand_cv", "max_vio", "gini"):
+        assert found[f"val_{name}"].void == "layer 1 sent no token to any expert", name
+    assert found["val_dead_experts"].value == 4
+    assert found["val_experts_per_token"].value == (3 + 0) / 2
+
+
+@pytest.mark.parametrize(("load", "expected"), [([3, 3, 3], 0.0), ([0, 9, 0], 2 / 3), ([6, 0, 2, 0], 0.625)])
 def test_gini_by_hand(load: list[float], expected: float):
     assert gini(load) == pytest.approx(expected)
