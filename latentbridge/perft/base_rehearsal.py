@@ -1,0 +1,115 @@
+"""What a small mixture must prove before it is trained to be a base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latentbridge.data.language_model import load_frozen
+from latentbridge.job import Run
+from latentbridge.lm.rehearsal import LmRehearsal, splits
+from latentbridge.perft.base import MoeBase, Olmoe, write_export
+from latentbridge.perft.config import MoeBaseConfig
+from latentbridge.rehearsal.checks import SAME, any_batch
+from latentbridge.rehearsal.contract import Caught, Check, Stage
+from latentbridge.rehearsal.language import (
+    in_both_modes,
+    nats_of_next,
+    refuse_reading_ahead,
+    refuse_reading_neighbours,
+)
+from latentbridge.rehearsal.shrinking import BATCH, small_train
+from latentbridge.train.checkpoint import write_best
+
+_LAYERS, _CONTEXT, _WINDOWS = 2, 12, 3
+_TOKENIZER = "bundled:llama_bpe"
+
+
+class MoeBaseRehearsal(LmRehearsal):
+    """See `latentbridge.rehearsal.contract.Rehearsal`."""
+
+    def __init__(self) -> None:
+        self.checks: Sequence[Check] = (
+            Check("splits", splits),
+            Check("labels", labels),
+            Check("causality", causality),
+            Check("neighbours", neighbours),
+            Check("export", export),
+        )
+
+    def make(self, config: MoeBaseConfig, run: Run) -> MoeBase:
+        return MoeBase(config, run)
+
+    def shrink(self, config: MoeBaseConfig, folder: Path) -> Any:
+        """Two narrow layers of as many heads and experts, short windows of the same text."""
+        shape = config.model
+        small = {"layers": min(shape.layers, _LAYERS), "width": 6 * shape.heads, "expert_width": 8}
+        text = {"tokenizer": _TOKENIZER, "context": _CONTEXT, "eval_tokens": _WINDOWS * _CONTEXT}
+        return config.model_copy(
+            update={
+                "model": shape.model_copy(update=small),
+                "text": config.text.model_copy(update=text),
+                "train": small_train(config.train),
+                "eval": config.eval.model_copy(update={"batch_size": BATCH}),
+            }
+        )
+
+
+def labels(stage: Stage) -> str:
+    """The loss and every score are of the token that comes next."""
+    made, model = _parts(stage)
+    model.eval()
+    blocks = made.load_batch(stage.batch).blocks
+    with torch.no_grad():
+        loss = float(made.losses(model, made.load_batch(stage.batch), 1)["lm"].value)
+    parts: dict[str, tuple[float | None, Tensor]] = {"losses.lm": (loss, blocks)}
+    for prefix, split in (("val", "validation"), ("test", "test")):
+        ids, _ = made.corpus.take(split, made.corpus.eval_windows(split))  # type: ignore[arg-type]
+        parts[f"{prefix}_nll"] = (stage.evaluated[f"{prefix}_nll"].value, ids.to(made.device))
+    for name, (found, rows) in parts.items():
+        expected = float(torch.cat([nats_of_next(model.logits, row) for row in rows]).mean())
+        if found is None or abs(found - expected) > SAME * (1 + expected):
+            raise Caught(
+                f"{name} is {found}; read one token after the other it is {expected:.6f} nats a token"
+            )
+    return f"{len(parts)} numbers are of the next token"
+
+
+def causality(stage: Stage) -> str:
+    """No token changes a logit before it, in training or evaluation mode."""
+    made, model = _parts(stage)
+    ids = made.load_batch(stage.batch).blocks[:, :-1]
+    return in_both_modes(model, refuse_reading_ahead, model.logits, ids)
+
+
+def neighbours(stage: Stage) -> str:
+    """No sequence changes a logit of another one, and a batch's size changes no number."""
+    made, model = _parts(stage)
+    ids = made.load_batch(stage.batch).blocks[:, :-1]
+    return f"{in_both_modes(model, refuse_reading_neighbours, model.logits, ids)}; {any_batch(stage)}"
+
+
+@torch.no_grad()
+def export(stage: Stage) -> str:
+    """What is written for others to load has the weights of the checkpoint, in half precision."""
+    made, model = _parts(stage)
+    folder = stage.run().folder
+    best = folder.checkpoints / write_best(folder.checkpoints, model, {"step": 1})
+    write_export(made, best / "model.safetensors", folder.path / "export")
+    lm = load_frozen(str(folder.path / "export"), torch.float32, made.device)
+    exported = dict(lm.model.named_parameters())
+    for name, parameter in model.lm.named_parameters():
+        if name not in exported or not torch.equal(exported[name], parameter.half().float()):
+            raise Caught(f"the export's {name} is not the checkpoint's in half precision")
+    return f"{len(exported)} weights, loaded as others load them"
+
+
+def _parts(stage: Stage) -> tuple[MoeBase, Olmoe]:
+    made = stage.workload
+    assert isinstance(made, MoeBase)
+    assert isinstance(made.model, Olmoe)
+    return made, made.model
