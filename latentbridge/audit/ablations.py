@@ -19,7 +19,8 @@ from latentbridge.rundir import RunDir, read_json, read_jsonl, write_atomic, wri
 SIGNIFICANCE = 0.05
 _SHARE = re.compile(r"(^|_)accuracy$")
 _LOWER_IS_BETTER = re.compile(
-    r"(^|_)(nll|loss|perplexity|bits_per_byte|s|kv_mib|demand_cv|max_vio|dead_experts|gini)$"
+    # seconds, but no rate
+    r"(^|_)(nll|loss|perplexity|bits_per_byte|(?<!per_)s|kv_mib|demand_cv|max_vio|dead_experts|gini|drop_rate)$"
 )
 
 
@@ -66,6 +67,9 @@ def read_run(record: dict[str, Any], launch_folder: Path) -> RunRow:
         for evaluation in read_jsonl(folder.metrics_log):
             found["label"] = str(evaluation["label"])
             found["metrics"] = {k: Metric.from_record(v) for k, v in evaluation["metrics"].items()}
+        if "text" in found.get("config", {}):
+            logged = read_jsonl(folder.train_log)
+            found["tokens_per_s"] = [r["tokens_per_s"] for r in logged if "tokens_per_s" in r]
     except (LatentbridgeError, KeyError, TypeError) as error:
         found |= {"cause": f"damaged: {error}", "label": None, "metrics": {}}
     plain = {key: record[key] for key in ("name", "cell", "seed", "id")}

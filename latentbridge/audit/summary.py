@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import quantiles
 from typing import Any, Literal
 
 from latentbridge.metric import Metric, void
@@ -28,6 +29,8 @@ class RunRow:
     warm_start: str | None = None
     # how many times the micro-batch was halved after out-of-memory
     backoff: int = 0
+    # of every log record, where a text is modelled: of other jobs tokens are no measure of work
+    tokens_per_s: list[float] = field(default_factory=list)
 
     @property
     def flag(self) -> str | None:
@@ -117,6 +120,15 @@ class CellRow:
         return "seeds" if len(self.runs) > 1 else "samples"
 
     @property
+    def tokens_per_s(self) -> dict[str, float] | None:
+        """Training alone, over the log records of all runs: p10, p50 and p90; None where none tells it."""
+        rates = [rate for run in self.runs for rate in run.tokens_per_s]
+        if not rates:
+            return None
+        tenths = quantiles(rates, n=10, method="inclusive") if len(rates) > 1 else rates * 9
+        return {"p10": tenths[0], "p50": tenths[4], "p90": tenths[8]}
+
+    @property
     def soft_tokens(self) -> int | None:
         """How many soft tokens the cell's bridge writes; None for jobs without a bridge."""
         model = self.runs[0].config.get("model")
@@ -165,6 +177,7 @@ class Summary:
                     "soft_tokens": cell.soft_tokens,
                     "interval_over": cell.interval_over,
                     "metrics": _records(cell.metrics),
+                    **({"tokens_per_s": cell.tokens_per_s} if cell.tokens_per_s else {}),
                 }
                 for cell in self.cells
             ],

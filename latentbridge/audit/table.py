@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -49,13 +50,26 @@ ROUTERS = {
     "experts/token": "test_experts_per_token",
     "confidence": "test_confidence",
     "entropy": "test_entropy",
+    "class bits": "test_class_information",
+    "token bits": "test_token_information",
 }
+# of adapters in a frozen base: what is reached, and what a token activates for it
+ADAPTERS = {
+    "test nats/token": "test_nll",
+    "base": "test_base_nll",
+    "trained": "trained_parameters",
+    "activated": "activated_parameters",
+    "% of all activated": "activated_percent",
+    "load CV": "test_demand_cv",
+}
+COUNTS = ("trained_parameters", "activated_parameters")
 # by method, and for the bridge what it saves of the target's cache
 INFERENCE = {"first token s": "ttft_s", "each further ms": "tpot_s", "cache MiB": "kv_mib"}
 SAVED = "kv_saved_mib"
 # what the columns are made of, or say of another text; summary.json has them
 ONLY_IN_JSON = {
     *(name.replace("test_", "val_") for name in (*LANGUAGE.values(), *ROUTERS.values())),
+    "val_base_nll",
     "bridged_nll",
     "shuffled_source_nll",
     "no_source_nll",
@@ -126,6 +140,12 @@ def blocks(summary: Summary) -> list[Block]:
         if any(name in cell.metrics for cell in summary.cells for name in columns.values()):
             rows = [[cell.name, *_values(cell.metrics, list(columns.values()))] for cell in summary.cells]
             found.append(Block(title, ["cell", *columns], rows))
+    if rates := [(cell.name, cell.tokens_per_s) for cell in summary.cells if cell.tokens_per_s]:
+        rows = [[name, *(f"{rate:,.0f}" for rate in tenths.values())] for name, tenths in rates]
+        title = "Training: tokens a second over log records, without evaluations and checkpoints"
+        found.append(Block(title, ["cell", "p10", "p50", "p90"], rows))
+    if any(ADAPTERS["trained"] in cell.metrics for cell in summary.cells):
+        found.append(_adapters_block(summary))
     if inference := _inference_rows(summary):
         found.append(
             Block(
@@ -181,6 +201,25 @@ def _recovered_block(summary: Summary) -> Block:
     return Block(title, ["cell", *RECOVERED, "against no source and shuffled"], rows)
 
 
+def _adapters_block(summary: Summary) -> Block:
+    """Cells by what a token activates, the cheapest first: down the table nats should fall."""
+    rows = []
+    for cell in sorted(summary.cells, key=lambda cell: _activated(cell.metrics)):
+        values = _values(cell.metrics, list(ADAPTERS.values()))
+        for place, name in enumerate(ADAPTERS.values()):
+            metric = cell.metrics.get(name)
+            if name in COUNTS and metric is not None and metric.value is not None:
+                values[place] = f"{metric.value:,.0f}"
+        rows.append([cell.name, *values])
+    title = "Adapters: what answers cost against the share of all activated parameters that is trained"
+    return Block(title, ["cell", *ADAPTERS], rows)
+
+
+def _activated(metrics: dict[str, Metric]) -> float:
+    value = metrics.get("activated_percent", void("not measured")).value
+    return math.inf if value is None else value
+
+
 def _inference_rows(summary: Summary) -> list[list[str]]:
     rows = []
     for cell in summary.cells:
@@ -198,7 +237,7 @@ def _inference_rows(summary: Summary) -> list[list[str]]:
 
 
 def _other_rows(summary: Summary) -> list[list[str]]:
-    columns = (ACCURACY, RECOVERED, LANGUAGE, ROUTERS)
+    columns = (ACCURACY, RECOVERED, LANGUAGE, ROUTERS, ADAPTERS)
     known = {SAVED, *ONLY_IN_JSON}.union(*(column.values() for column in columns))
     timed = tuple(f"_{quantity}" for quantity in INFERENCE.values())
     return [

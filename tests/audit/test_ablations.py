@@ -238,3 +238,11 @@ def test_summarize_writes_the_same_bytes_for_a_copy_elsewhere(launch, metric, tm
     written = json.loads((copy / "summary.json").read_text())
     assert [row["cell"] for row in written["cells"]] == ["old", "new"]
     assert written["runs"][0]["metrics"]["bridged_accuracy"]["value"] == 0.50
+
+
+@pytest.mark.parametrize(
+    ("metric", "is_lower"),
+    [("bridged_ttft_s", True), ("c1.25_tokens_per_s", False), ("c1_drop_rate", True), ("val_nll", True)],
+)
+def test_a_rate_is_no_time_and_more_of_it_is_better(metric: str, is_lower: bool):
+    assert lower_is_better(metric) == is_lower

@@ -34,7 +34,7 @@ def filled(launch, metric):
 
 
 def read_csv(launch):
-    with open(launch.path / "soft_tokens.csv", encoding="utf-8", newline="") as file:
+    with open(launch.path / "figures" / "soft_tokens.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -61,7 +61,7 @@ def test_the_figure_names_what_it_leaves_out(filled, metric):
 
     draw(filled.path)
 
-    drawn = (filled.path / "soft_tokens.svg").read_text(encoding="utf-8")
+    drawn = (filled.path / "figures" / "soft_tokens.svg").read_text(encoding="utf-8")
     words = " ".join(re.sub(r"<[^>]+>", " ", drawn).split())
     assert "Left out: late (seed 1 FAILED (oom))." in words
     assert not any(row["cell"] == "late" for row in read_csv(filled))
@@ -86,7 +86,7 @@ def test_nothing_measured_is_no_figure_and_no_error(launch, metric):
     launch.run("b", 1, state="FAILED", cause="oom", config=config(8))
 
     assert draw(launch.path) == []
-    assert not list(launch.path.glob("soft_tokens.*"))
+    assert not list(launch.path.glob("figures"))
 
 
 def test_without_matplotlib_there_is_still_the_data(filled, monkeypatch, caplog):

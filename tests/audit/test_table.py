@@ -3,6 +3,7 @@ import pytest
 from latentbridge.audit.ablations import read_launch
 from latentbridge.audit.table import ACCURACY, MAX_WIDTH, RECOVERED, Block, render
 from latentbridge.metric import void
+from latentbridge.rundir import append_jsonl
 
 TRANSLATOR = [*ACCURACY.values(), *RECOVERED.values(), "bridged_nll", "compression_prompt"]
 
@@ -240,3 +241,33 @@ def test_a_language_model_and_its_routers_have_columns_of_their_own(launch, metr
     assert "softk  2.250 [2.230, 2.270]  -    0.500" in text
     assert "hash   0.250 [0.230, 0.270]  -        -     -     -              -           -" in text
     assert "Other metrics" not in text
+
+
+def test_a_language_models_throughput_is_shown_in_percentiles_over_the_log_records_of_all_seeds(
+    launch, metric
+):
+    for seed, rates in (
+        (1, [900.0, 1100.0, 1200.0, 1300.0, 1400.0, 1500.0]),
+        (2, [1000.0, 1600.0, 1700.0, 2e3, 1e4]),
+    ):
+        folder = launch.run("small", seed, {"test_nll": metric(2.0)}, config={"text": {"context": 8}})
+        for step, rate in enumerate(rates):
+            append_jsonl(folder.train_log, {"step": step, "tokens_per_s": rate})
+    # a translator's tokens are of two models, and some are read twice
+    append_jsonl(launch.run("bridge", 1, {}).train_log, {"step": 1, "tokens_per_s": 5.0})
+    found = read_launch(launch.path)
+
+    _, _, row = section(render(found), "Training: tokens a second")
+    assert row.split() == ["small", "1,000", "1,400", "2,000"]
+    cells = {cell["cell"]: cell.get("tokens_per_s") for cell in found.as_record()["cells"]}
+    assert cells == {"small": {"p10": 1000, "p50": 1400, "p90": 2000}, "bridge": None}
+
+
+def test_a_single_log_record_is_all_percentiles(launch, metric):
+    folder = launch.run("small", 1, {"test_nll": metric(2.0)}, config={"text": {}})
+    append_jsonl(folder.train_log, {"step": 1, "tokens_per_s": 4096.0})
+
+    assert (
+        section(render(read_launch(launch.path)), "Training: tokens a second")[-1].split()[1:]
+        == ["4,096"] * 3
+    )

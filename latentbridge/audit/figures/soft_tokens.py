@@ -1,32 +1,23 @@
-"""One figure per launch: accuracy and context recovered by number of soft tokens, with its data as CSV."""
+"""Accuracy and context recovered by number of soft tokens, beside controls and references."""
 
 from __future__ import annotations
 
-import csv
-import io
-import logging
-import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from latentbridge.audit.ablations import read_launch
-from latentbridge.audit.summary import CLAIM, CellRow, Summary, gaps
-from latentbridge.rundir import write_atomic
+from latentbridge.audit.figures.sheet import Figure, Row, Sheet
+from latentbridge.audit.figures.style import COLOURS, COLUMN_IN, GREY, SMALL, new_figure
+from latentbridge.audit.records import Records, setting
+from latentbridge.audit.summary import CLAIM, CellRow, gaps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Canvas
 
-log = logging.getLogger(__name__)
-
-WIDTH_IN, HEIGHT_IN = 5.5, 2.8  # the text width of the usual conference style
+HEIGHT_IN = 2.8
 # a legend's rows: how high, how many the height above allows for, and what fits beside another, in characters
 ROW_IN, USUAL_ROWS, LONGEST_OF_TWO = 0.13, 4, 45
-# Okabe and Ito's colours stay apart for every kind of colour blindness, and in grey
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
-GREY = "#777777"
 
 PANELS = {"bridged_accuracy": "bridged accuracy", "context_recovered": "context recovered"}
 CONTROLS = {
@@ -58,51 +49,35 @@ class Point:
     run_ids: str
 
 
-def draw(launch_folder: Path) -> list[Path]:
-    """Write soft_tokens.{png,svg,csv} into a launch folder and return them; none where nothing is measured.
-
-    Cells that lack a number are left out and named in the caption.
-    """
-    summary = read_launch(launch_folder)
-    points = list(_points(summary.cells))
-    if not any(point.metric in PANELS for point in points):
-        log.info("%s: no cell with soft tokens has a final %s; no figure", launch_folder, " or ".join(PANELS))
-        return []
-    table = launch_folder / "soft_tokens.csv"
-    write_atomic(table, _as_csv(points))
-    try:
-        import matplotlib
-    except ImportError:
-        log.warning("%s: no figure: matplotlib is missing; pip install 'latentbridge[report]'", launch_folder)
-        return [table]
-    # a fixed salt and no date: equal results give equal bytes, so a second preserve changes nothing
-    style = {"font.size": 7, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "0"}
-    written = [table]
-    with matplotlib.rc_context({**style, "svg.fonttype": "none"}):
-        figure = _plot(points, _caption(summary))
-        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=300, metadata=metadata)
-            written.append(launch_folder / f"soft_tokens.{suffix}")
-            write_atomic(written[-1], buffer.getvalue())
-    return written
+def _read(records: Records) -> Sheet:
+    cells = [cell for cell in records.summary.cells if cell.soft_tokens is not None]
+    over = sorted({cell.interval_over for cell in cells})
+    sheet = Sheet(f"Bars: 95 % interval over {' or '.join(over)}.")
+    for cell in cells:
+        if reasons := sorted({gaps(cell.runs, name) for name in PANELS} - {""}):
+            sheet.left_out[cell.name] = "; ".join(reasons)
+        elif cell.is_beyond:
+            sheet.left_out[f"{cell.name} on the right"] = f"{PANELS[CLAIM]} above 1, see the notes"
+    points = list(_points(cells))
+    if any(point.metric in PANELS for point in points):
+        sheet.rows = [asdict(point) for point in points]
+    return sheet
 
 
 def _points(cells: Sequence[CellRow]) -> Iterable[Point]:
-    cells = [cell for cell in cells if cell.soft_tokens is not None]
     several = len({_problems(cell) for cell in cells}) > 1
     for cell in cells:
         yield from _points_of(cell, f" on {_problems(cell)}" if several else "")
 
 
 def _problems(cell: CellRow) -> str:
-    return str(_setting(cell.runs[0].config, "problems", "name"))
+    return str(setting(cell.runs[0].config, "problems", "name"))
 
 
 def _points_of(cell: CellRow, problems: str) -> Iterable[Point]:
     assert cell.soft_tokens is not None
     config = cell.runs[0].config
-    weight = _setting(config, "losses", "info_nce", "weight")
+    weight = setting(config, "losses", "info_nce", "weight")
     drawn = {*PANELS, REFERENCE, *(name for pair in CONTROLS.values() for name in pair[:2])}
     # on one scale with them all others would be hidden
     if cell.is_beyond:
@@ -124,44 +99,16 @@ def _points_of(cell: CellRow, problems: str) -> Iterable[Point]:
             )
 
 
-def _setting(config: Any, *keys: str) -> Any:
-    for key in keys:
-        config = config.get(key) if isinstance(config, dict) else None
-    return config
-
-
 def _model_name(config: dict[str, Any], side: str) -> str:
     """`llama` of `bundled:llama` or `meta/llama`."""
-    return str(_setting(config, side, "model")).replace(":", "/").rstrip("/").rsplit("/", 1)[-1]
+    return str(setting(config, side, "model")).replace(":", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
-def _as_csv(points: list[Point]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [field.name for field in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(point) for point in points)
-    return text.getvalue()
-
-
-def _caption(summary: Summary) -> str:
-    cells = [cell for cell in summary.cells if cell.soft_tokens is not None]
-    over = sorted({cell.interval_over for cell in cells})
-    missing = []
-    for cell in cells:
-        if reasons := sorted({gaps(cell.runs, name) for name in PANELS} - {""}):
-            missing.append(f"{cell.name} ({'; '.join(reasons)})")
-        elif cell.is_beyond:
-            missing.append(f"{cell.name} on the right ({PANELS[CLAIM]} above 1, see the notes)")
-    caption = f"{summary.launch}. Bars: 95 % interval over {' or '.join(over)}."
-    return caption + (f" Left out: {', '.join(missing)}." if missing else "")
-
-
-def _plot(points: list[Point], caption: str) -> Figure:
-    from matplotlib.figure import Figure
+def _plot(rows: Sequence[Row], caption: str) -> Canvas:
     from matplotlib.lines import Line2D
 
-    lines = textwrap.wrap(caption, 120)
-    figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN + 0.1 * len(lines)), layout="constrained")
+    points = [Point(**row) for row in rows]
+    figure = new_figure(caption, COLUMN_IN, HEIGHT_IN)
     panels = figure.subplots(1, 2)
     directions = sorted({point.direction for point in points})
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(directions)}
@@ -186,7 +133,6 @@ def _plot(points: list[Point], caption: str) -> Figure:
     columns = 2 if all(len(str(handle.get_label())) <= LONGEST_OF_TWO for handle in handles) else 1
     figure.set_figheight(figure.get_figheight() + ROW_IN * (-(-len(handles) // columns) - USUAL_ROWS))
     figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False)
-    figure.supxlabel("\n".join(lines), fontsize=5.5, color=GREY, x=0.01, ha="left")
     return figure
 
 
@@ -235,6 +181,9 @@ def _mark_references(accuracy: Axes, recovered: Axes, points: list[Point], colou
         notes.append((accuracy, max(references), "target alone, given the text"))
     for axes, height, words in notes:
         axes.annotate(
-            words, (0.01, height), xycoords=("axes fraction", "data"), va="bottom", color=GREY, fontsize=6
+            words, (0.01, height), xycoords=("axes fraction", "data"), va="bottom", color=GREY, fontsize=SMALL
         )
     accuracy.set_ylim(bottom=0.0)
+
+
+FIGURES = (Figure("soft_tokens", _read, _plot),)

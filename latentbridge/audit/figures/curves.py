@@ -1,0 +1,97 @@
+"""Training and validation by update, a line a cell: the mean over seeds in the band of their range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from latentbridge.audit.figures.sheet import Figure, Row, Sheet, unique, where, without
+from latentbridge.audit.figures.style import (
+    PAGE_IN,
+    by_update,
+    draw_band,
+    label_ends,
+    looks,
+    new_figure,
+    thousands,
+)
+from latentbridge.audit.records import Records, evaluated, logged
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Canvas
+
+OVERLAY = {
+    "losses.lm": "nats per token of training text",
+    "val_bits_per_byte": "bits per byte of validation text",
+    "val_perplexity": "perplexity of validation text",
+}
+TRAINING = {
+    "losses.lm": "nats per token",
+    "grad_norm": "norm of the gradient",
+    "tokens_per_s": "tokens per second",
+}
+ABOUT = (
+    "Mean over seeds by update; bands: range of the seeds. "
+    "What lies above all values after a tenth of the updates is cut off."
+)
+
+
+def _read(records: Records, panels: Sequence[str]) -> Sheet:
+    sheet = Sheet(ABOUT)
+    # a launch of other workloads has none of these
+    cells = [cell for cell in records.cells if cell.setting("text") is not None]
+    for cell in cells:
+        if why := "; ".join(f"seed {run.seed} {run.state}" for run in cell.row.runs if run.state != "DONE"):
+            sheet.left_out[cell.name] = why
+            continue
+        for panel in panels:
+            read = evaluated(panel) if panel.startswith("val_") else logged(*panel.split("."))
+            for point in cell.curve(read):
+                sheet.rows.append(
+                    {
+                        "cell": cell.name,
+                        "metric": panel,
+                        **point,
+                        "n": len(cell.runs),
+                        "run_ids": cell.run_ids,
+                    }
+                )
+    without(cells, {row["cell"] for row in sheet.rows}, "nothing was logged", sheet)
+    return sheet
+
+
+def _plot(rows: Sequence[Row], caption: str, panels: dict[str, str]) -> Canvas:
+    figure = new_figure(caption, PAGE_IN, 2.6)
+    look = looks(unique(rows, "cell"))
+    shown = [panel for panel in panels if where(rows, metric=panel)]
+    all_axes = figure.subplots(1, len(shown), squeeze=False)[0]
+    for axes, panel in zip(all_axes, shown, strict=True):
+        for cell, own_look in look.items():
+            if own := where(rows, metric=panel, cell=cell):
+                draw_band(axes, own, **own_look)
+        by_update(axes)
+        axes.set_title(panels[panel], loc="left")
+        if panel == "tokens_per_s":
+            thousands(axes.yaxis)
+        # untrained weights would take half of the height
+        if panel != "tokens_per_s" and (top := _trained(where(rows, metric=panel))):
+            axes.set_ylim(top=top)
+    last = where(rows, metric=shown[-1])
+    ends = {row["cell"]: row["mean"] for row in last}
+    label_ends(all_axes[-1], [(end, cell, look[cell]["color"]) for cell, end in ends.items()])
+    return figure
+
+
+def _trained(rows: Sequence[Row]) -> float:
+    """What all curves are below after their first tenth of updates, with some room."""
+    late = [row["high"] for row in rows if row["step"] >= max(r["step"] for r in rows) / 10]
+    low = min(row["low"] for row in rows)
+    return float(low + 1.1 * (max(late) - low))
+
+
+FIGURES = (
+    Figure("overlay", lambda records: _read(records, list(OVERLAY)), lambda r, c: _plot(r, c, OVERLAY)),
+    Figure(
+        "training_curve", lambda records: _read(records, list(TRAINING)), lambda r, c: _plot(r, c, TRAINING)
+    ),
+)
