@@ -13,7 +13,7 @@ import pytest
 
 from latentbridge.audit.ablations import read_launch
 from latentbridge.audit.table import render
-from latentbridge.config import Origin, Tree, build, config_id, load, read_yaml
+from latentbridge.config import JobConfig, Origin, Tree, build, config_id, load, read_yaml
 from latentbridge.launch.cli import main
 from latentbridge.launch.plan import make_plan
 from latentbridge.launch.preserve import verify
@@ -63,10 +63,11 @@ def test_summarize_eval_jsonl_answers_help_by_both_of_its_names():
         assert "usage" in done.stdout
 
 
-def id_today(settings: dict[str, Any]) -> str:
+def id_today(settings: dict[str, Any], job: str = "translator") -> str:
     """Id of a cell as it was written then: settings that exist only since have their defaults."""
     tree = Tree(settings, {(): Origin("archive", 0)})
-    return config_id("translator", build(TranslatorConfig, tree))
+    kinds: dict[str, type[JobConfig]] = {"translator": TranslatorConfig, "pretrain": PretrainConfig}
+    return config_id(job, build(kinds[job], tree))
 
 
 @pytest.mark.parametrize("name", ["forward_16", "reverse_16"])
@@ -87,7 +88,9 @@ def test_the_bundled_models_come_from_the_configs_that_ship(name, config):
     plan = make_plan("models", cluster=None, settings=[], root=ROOT)
     shipped = config_id("pretrain", load(PretrainConfig, ROOT / f"configs/pretrain/{config}.yaml"))
 
-    assert origin["config_id"] == shipped == next(cell.id for cell in plan.cells if cell.name == name)
+    assert origin["config_id"] == config_id("pretrain", origin["config"])
+    today = id_today(origin["config"], "pretrain")
+    assert today == shipped == next(cell.id for cell in plan.cells if cell.name == name)
 
 
 def test_the_preserved_result_of_the_readme_verifies_and_is_of_the_spec_that_ships():

@@ -13,7 +13,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "latentbridge"
 HEAVY = {"torch", "transformers", "accelerate", "deepspeed", "pandas", "matplotlib", "scipy"}
-WORKLOADS = {"translator", "pretrain", "moe_temperature", "layer_routing", "routing_bench"}
+WORKLOADS = {
+    "translator",
+    "pretrain",
+    "moe_temperature",
+    "layer_routing",
+    "routing_bench",
+    "capacity",
+    "perft",
+}
 # what several workloads are made of, above train, data and nn
 SHARED = {"lm"}
 BELOW = ["config", "errors", "metric", "rundir", "job", "train", "data", "nn"]
