@@ -8,9 +8,9 @@ batch of its own.
 
 from __future__ import annotations
 
+import argparse
 import gc
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +30,7 @@ from latentbridge.rundir import RunDir, read_jsonl
 from latentbridge.train import distributed
 from latentbridge.train.loop import begin, fit
 
+PARTS = ["check", "routers", "sizes", "plain"]
 ROOT = Path(__file__).parents[1]
 RECORDED = {"engine": "torch", "precision": "bf16", "recorded": True}
 PLAIN = {"engine": "torch", "precision": "bf16", "recorded": False}
@@ -174,7 +175,15 @@ def check_updates(folder: Path) -> None:
 
 def main() -> None:
     """Measure what the arguments name; without any, all of it."""
-    parts = sys.argv[1:] or ["check", "routers", "sizes"]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parts = parser.parse_args().parts or PARTS[:3]
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}; parts are {', '.join(PARTS)}")
+    if not torch.cuda.is_available():
+        parser.error("no GPU here, and this is about GPUs; run it on a node that has one")
     distributed.init()
     print(torch.cuda.get_device_name(), torch.__version__, f"{distributed.world_size()} GPUs")
     with tempfile.TemporaryDirectory() as name:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latentbridge.job import Run
+from latentbridge.lm.balance import balance_over_ranks, counts_over_ranks
 from latentbridge.lm.mixture_config import MixtureLmConfig, temperature_at
 from latentbridge.lm.model import Scored
 from latentbridge.lm.routing_metrics import Observed, load_by_layer, routing_metrics
@@ -23,7 +24,7 @@ from latentbridge.lm.specialisation import (
 )
 from latentbridge.lm.train import LanguageModeling
 from latentbridge.metric import Metric
-from latentbridge.nn.balance import balance_loss, load_counts, router_sums, z_loss
+from latentbridge.nn.balance import load_counts, router_sums, z_loss
 from latentbridge.nn.decoder import MakeFfn
 from latentbridge.nn.experts import Experts
 from latentbridge.nn.moe import MoE
@@ -159,16 +160,14 @@ class MixtureLm(LanguageModeling):
     def extra_losses(self, extras: list[Any]) -> dict[str, LossTerm]:
         mixture, balance = self.config.mixture, self.config.mixture.balance
         self._share_thresholds()
-        # (L, E), over all ranks: what is balanced are their micro-batches together
-        counts = distributed.global_sum(torch.stack([told["counts"] for told in extras]))
+        counts = counts_over_ranks(extras)
         if mixture.router.strategy == "bias_balanced":
             for router, load in zip(self._routers, counts, strict=True):
                 router.load += load
         # logged, not trained: what weighs nothing has no gradient
         terms = {"temperature": LossTerm(self._routers[0].temperature, 0.0)} if self._is_tempered else {}
         if balance.weight:
-            probs = torch.stack([told["mean_probs"] for told in extras])
-            terms["balance"] = LossTerm(balance_loss(counts, probs).mean(), balance.weight)
+            terms["balance"] = LossTerm(balance_over_ranks(extras, counts), balance.weight)
         if balance.z_weight:
             terms["router_z"] = LossTerm(torch.stack([told["z"] for told in extras]).mean(), balance.z_weight)
         if mixture.dispatch.kind == "padded":

@@ -132,7 +132,7 @@ def temperature(stage: Stage) -> str:
         for value in (0.1, 10.0):
             router.set_temperature(value)
             torch.manual_seed(0)
-            seen.append(model.decoder(ids)[1][0]["counts"])
+            seen.append(model.read(ids)[1][0]["counts"])
     changes = not torch.equal(*seen)
     if changes != (config.temperature.acts_on == "choice"):
         found = "changes choices" if changes else "changes no choice"

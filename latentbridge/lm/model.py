@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from latentbridge.lm.config import DecoderConfig
 from latentbridge.nn.decoder import Decoder, MakeFfn
+from latentbridge.nn.head import Scores
 
 
 class Scored(NamedTuple):
@@ -25,25 +26,48 @@ class Scored(NamedTuple):
     extras: list[Any]
 
 
-class LanguageModel(nn.Module):
+class BlockModel(nn.Module):
     """Reads blocks of T + 1 tokens: the first T, of which each has to tell the next."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__()
-        self.decoder = decoder
+    def read(self, ids: Tensor) -> tuple[Tensor, list[Any]]:
+        """Last states (B, T, D), and by layer what it says besides; ids: (B, T)."""
+        raise NotImplementedError
+
+    def score(self, states: Tensor, targets: Tensor) -> Scores:
+        """states: (B, T, D);  targets: (B, T)."""
+        raise NotImplementedError
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """All of them, for short texts: ids (B, T) to (B, T, V) float32."""
+        raise NotImplementedError
 
     def forward(self, blocks: Tensor) -> Scored:
         """blocks: (B, T + 1) ids."""
         # the one shift of labels: every token but the first is a target, and is read only after it
         read, targets = blocks[:, :-1], blocks[:, 1:]
-        states, extras = self.decoder(read)
-        total, nll, right = self.decoder.head(states, targets)
+        states, extras = self.read(read)
+        total, nll, right = self.score(states, targets)
         return Scored(total, nll, right, extras)
 
+
+class LanguageModel(BlockModel):
+    """A decoder of ours."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def read(self, ids: Tensor) -> tuple[Tensor, list[Any]]:
+        found: tuple[Tensor, list[Any]] = self.decoder(ids)
+        return found
+
+    def score(self, states: Tensor, targets: Tensor) -> Scores:
+        # called as a module, which is how ZeRO-3 knows that its matrix is wanted
+        found: Scores = self.decoder.head(states, targets)
+        return found
+
     def logits(self, ids: Tensor) -> Tensor:
-        """All of them, for short texts: ids (B, T) to (B, T, V) float32."""
-        states, _ = self.decoder(ids)
-        found: Tensor = self.decoder.head.logits(states)
+        found: Tensor = self.decoder.head.logits(self.read(ids)[0])
         return found
 
 

@@ -14,7 +14,7 @@ from latentbridge.data.encoders import BPE, BYTES, CHARACTERS
 from latentbridge.data.text import load_splits
 from latentbridge.job import Run
 from latentbridge.lm.config import DecoderConfig
-from latentbridge.lm.model import LanguageModel
+from latentbridge.lm.model import BlockModel, LanguageModel
 from latentbridge.lm.train import LanguageModeling, mean_nats
 from latentbridge.nn.head import Head
 from latentbridge.rehearsal.checks import SAME, any_batch
@@ -173,9 +173,9 @@ def neighbours(stage: Stage) -> str:
     return f"{shown}; {any_batch(stage)}"
 
 
-def parts(stage: Stage) -> tuple[LanguageModeling, LanguageModel]:
+def parts(stage: Stage) -> tuple[LanguageModeling, BlockModel]:
     """The workload of a stage, and its model."""
     made = stage.workload
     assert isinstance(made, LanguageModeling)
-    assert isinstance(made.model, LanguageModel)
+    assert isinstance(made.model, BlockModel)
     return made, made.model

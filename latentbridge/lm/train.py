@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,20 +127,17 @@ class LanguageModeling:
         # cut before they are dealt to ranks: a window meets the same neighbours whatever their number
         starts, size = self.corpus.eval_windows(split), self.config.eval.batch_size
         batches = [starts[first : first + size] for first in range(0, len(starts), size)]
-        own = distributed.shard(batches)
-        rounds = math.ceil(len(batches) / distributed.world_size())
+        dealt = list(distributed.deal(batches))
         windows: list[Window] = []
         observed: list[Any] = []
-        for number in range(rounds):
-            # every rank calls the model equally often, for ZeRO-3 and for those that share experts with it:
-            # one without a batch repeats the first
-            ids, num_bytes = self.corpus.take(split, own[number] if number < len(own) else batches[0])
+        for number, (own_starts, is_own) in enumerate(dealt):
+            ids, num_bytes = self.corpus.take(split, own_starts)
             blocks = to_device(ids, self.device)
             scored = Scored(*model(blocks))
-            if number < len(own):
+            if is_own:
                 windows += _windows(scored, num_bytes)
                 observed.append(self.observe(scored, blocks, prefix))
-            self._run.progress("evaluation", number + 1, rounds)
+            self._run.progress("evaluation", number + 1, len(dealt))
         windows = distributed.gather_in_order(windows)
         observed = distributed.gather_in_order(observed)
         return metrics_of(windows, prefix) | self.extra_metrics(observed, prefix)

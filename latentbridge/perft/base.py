@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +13,35 @@ from transformers import OlmoeConfig as Shape
 
 from latentbridge.data.assets import resolve_model
 from latentbridge.job import Run
-from latentbridge.lm.model import Scored
+from latentbridge.lm.balance import balance_over_ranks, counts_over_ranks
+from latentbridge.lm.model import BlockModel
 from latentbridge.lm.train import LanguageModeling
-from latentbridge.nn.balance import balance_loss
-from latentbridge.nn.head import Head
+from latentbridge.metric import Metric
+from latentbridge.nn.head import Head, Scores
 from latentbridge.perft.config import MoeBaseConfig
-from latentbridge.rundir import write_json
-from latentbridge.train import distributed
 from latentbridge.train.checkpoint import load_weights
-from latentbridge.train.export import provenance, save_folder
+from latentbridge.train.export import finish_export, save_folder
 from latentbridge.train.flops import matrix_size
 from latentbridge.train.loop import FINAL, LossTerm, begin, fit
 
 
-class Olmoe(nn.Module):
+class Olmoe(BlockModel):
     """A causal language model of transformers that scores blocks as ours do."""
 
     def __init__(self, lm: Any) -> None:
         super().__init__()
         self.lm = lm
 
-    def forward(self, blocks: Tensor) -> Scored:
-        """blocks: (B, T + 1) ids;  extras: of each layer, counts (E,) and with gradient mean_probs (E,)."""
-        read, targets = blocks[:, :-1], blocks[:, 1:]
-        body = self.lm.model(input_ids=read, use_cache=False, output_router_logits=True)
+    def read(self, ids: Tensor) -> tuple[Tensor, list[Any]]:
+        """Each layer says counts (E,), and with gradient mean_probs (E,)."""
+        body = self.lm.model(input_ids=ids, use_cache=False, output_router_logits=True)
+        return body.last_hidden_state, [self._told(logits) for logits in body.router_logits]
+
+    def score(self, states: Tensor, targets: Tensor) -> Scores:
         weight = self.lm.lm_head.weight
         head = Head(weight.shape[1], len(weight), shared=weight).train(self.training)
-        total, nll, right = head(body.last_hidden_state, targets)
-        extras = [self._told(logits) for logits in body.router_logits]
-        return Scored(total, nll, right, extras)
+        found: Scores = head(states, targets)
+        return found
 
     def _told(self, logits: Tensor) -> dict[str, Tensor]:
         probs = logits.float().softmax(dim=-1)  # (N, E)
@@ -49,7 +50,6 @@ class Olmoe(nn.Module):
         return {"counts": counts, "mean_probs": probs.mean(dim=0)}
 
     def logits(self, ids: Tensor) -> Tensor:
-        """All of them, for short texts: ids (B, T) to (B, T, V) float32."""
         found: Tensor = self.lm(input_ids=ids, use_cache=False).logits.float()
         return found
 
@@ -71,9 +71,7 @@ class MoeBase(LanguageModeling):
         weight = self.config.model.balance_weight
         if not weight:
             return {}
-        counts = distributed.global_sum(torch.stack([told["counts"] for told in extras]))
-        probs = torch.stack([told["mean_probs"] for told in extras])
-        return {"balance": LossTerm(balance_loss(counts, probs).mean(), weight)}
+        return {"balance": LossTerm(balance_over_ranks(extras, counts_over_ranks(extras)), weight)}
 
 
 def build_olmoe(config: MoeBaseConfig, tokenizer: Any) -> OlmoeForCausalLM:
@@ -111,20 +109,14 @@ def train(config: MoeBaseConfig, run: Run) -> dict[str, Any] | None:
     summary = fit(workload, config, run)
     if summary is None:
         return None
-    export = run.folder.path / "export"
-    if run.is_main:
-        write_export(workload, run.folder.checkpoints / "best" / "model.safetensors", export)
-    distributed.barrier()
-    # what was written is what is scored, as whoever uses it will load it
-    lm = OlmoeForCausalLM.from_pretrained(export, dtype=torch.float32)
-    with torch.no_grad():
-        metrics = workload.evaluate(Olmoe(lm).to(workload.device).eval(), summary["steps"], FINAL)
-    scores = {name: metric.as_record() for name, metric in metrics.items()}
-    if run.is_main:
-        write_json(
-            export / "provenance.json", provenance("moe_base", config, workload.model, summary, scores)
-        )
-    return {**summary, "export": scores}
+
+    def score(export: Path) -> dict[str, Metric]:
+        lm = OlmoeForCausalLM.from_pretrained(export, dtype=torch.float32)
+        with torch.no_grad():
+            return workload.evaluate(Olmoe(lm).to(workload.device).eval(), summary["steps"], FINAL)
+
+    write = partial(write_export, workload)
+    return finish_export("moe_base", config, run, workload.model, summary, write, score)
 
 
 def write_export(workload: MoeBase, weights: Path, export: Path) -> None:

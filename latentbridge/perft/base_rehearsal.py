@@ -7,21 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from latentbridge.data.language_model import load_frozen
 from latentbridge.job import Run
-from latentbridge.lm.rehearsal import LmRehearsal, splits
+from latentbridge.lm.rehearsal import LmRehearsal, causality, labels, neighbours, splits
 from latentbridge.perft.base import MoeBase, Olmoe, write_export
 from latentbridge.perft.config import MoeBaseConfig
-from latentbridge.rehearsal.checks import SAME, any_batch
 from latentbridge.rehearsal.contract import Caught, Check, Stage
-from latentbridge.rehearsal.language import (
-    in_both_modes,
-    nats_of_next,
-    refuse_reading_ahead,
-    refuse_reading_neighbours,
-)
 from latentbridge.rehearsal.shrinking import BATCH, small_train
 from latentbridge.train.checkpoint import write_best
 
@@ -57,40 +49,6 @@ class MoeBaseRehearsal(LmRehearsal):
                 "eval": config.eval.model_copy(update={"batch_size": BATCH}),
             }
         )
-
-
-def labels(stage: Stage) -> str:
-    """The loss and every score are of the token that comes next."""
-    made, model = _parts(stage)
-    model.eval()
-    blocks = made.load_batch(stage.batch).blocks
-    with torch.no_grad():
-        loss = float(made.losses(model, made.load_batch(stage.batch), 1)["lm"].value)
-    parts: dict[str, tuple[float | None, Tensor]] = {"losses.lm": (loss, blocks)}
-    for prefix, split in (("val", "validation"), ("test", "test")):
-        ids, _ = made.corpus.take(split, made.corpus.eval_windows(split))  # type: ignore[arg-type]
-        parts[f"{prefix}_nll"] = (stage.evaluated[f"{prefix}_nll"].value, ids.to(made.device))
-    for name, (found, rows) in parts.items():
-        expected = float(torch.cat([nats_of_next(model.logits, row) for row in rows]).mean())
-        if found is None or abs(found - expected) > SAME * (1 + expected):
-            raise Caught(
-                f"{name} is {found}; read one token after the other it is {expected:.6f} nats a token"
-            )
-    return f"{len(parts)} numbers are of the next token"
-
-
-def causality(stage: Stage) -> str:
-    """No token changes a logit before it, in training or evaluation mode."""
-    made, model = _parts(stage)
-    ids = made.load_batch(stage.batch).blocks[:, :-1]
-    return in_both_modes(model, refuse_reading_ahead, model.logits, ids)
-
-
-def neighbours(stage: Stage) -> str:
-    """No sequence changes a logit of another one, and a batch's size changes no number."""
-    made, model = _parts(stage)
-    ids = made.load_batch(stage.batch).blocks[:, :-1]
-    return f"{in_both_modes(model, refuse_reading_neighbours, model.logits, ids)}; {any_batch(stage)}"
 
 
 @torch.no_grad()

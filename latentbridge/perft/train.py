@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,10 +11,10 @@ from torch import Tensor, nn
 from latentbridge.data.language_model import FrozenLM, load_frozen
 from latentbridge.data.problems import load_problems
 from latentbridge.job import Run
+from latentbridge.lm.balance import balance_over_ranks, counts_over_ranks
 from latentbridge.lm.metrics import Window, metrics_of
 from latentbridge.lm.routing_metrics import Observed, load_by_layer, routing_metrics
 from latentbridge.metric import Metric
-from latentbridge.nn.balance import balance_loss
 from latentbridge.perft.config import PerftConfig
 from latentbridge.perft.examples import Batch, Examples, in_halves
 from latentbridge.perft.model import AdaptedModel, Said
@@ -66,13 +65,8 @@ class Perft:
         nats = distributed.global_mean(said.nll.sum(), len(said.nll))
         terms = {"answer": LossTerm(nats, 1.0)}
         if weight := self.config.adapters.balance:
-            own = torch.stack([told["counts"] for told in said.told])
-            # (L, N), over all ranks: what is balanced are their micro-batches together
-            counts = distributed.global_sum(own)
-            # of ragged batches: a rank's mean counts by its tokens, and gradients are averaged over ranks
-            part = distributed.world_size() * own.sum(dim=1) / counts.sum(dim=1)
-            probs = torch.stack([told["mean_probs"] for told in said.told]) * part[:, None]
-            terms["balance"] = LossTerm(balance_loss(counts, probs).mean(), weight)
+            balance = balance_over_ranks(said.told, counts_over_ranks(said.told))
+            terms["balance"] = LossTerm(balance, weight)
         return terms
 
     def flops(self, batch: Batch, step: int) -> int:
@@ -142,19 +136,16 @@ class Perft:
         examples, size = self.held_out[split], self.config.eval.batch_size
         # cut before they are dealt to ranks: a problem meets the same neighbours whatever their number
         batches = [range(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
-        own = distributed.shard(batches)
-        rounds = math.ceil(len(batches) / distributed.world_size())
+        dealt = list(distributed.deal(batches))
         windows: list[Window] = []
         observed: list[list[Observed]] = []
-        for number in range(rounds):
-            # at ZeRO-3 every rank must call the model equally often: one without a batch repeats the first
-            part = own[number] if number < len(own) else batches[0]
+        for number, (part, is_own) in enumerate(dealt):
             batch = examples.take(part)
             said = _read(model, batch, adapted)
-            if number < len(own):
+            if is_own:
                 windows += _windows(said, batch, [examples.num_bytes[index] for index in part])
                 observed.append([_observed(told, batch.num_tokens) for told in said.told])
-            self._run.progress("evaluation", number + 1, rounds)
+            self._run.progress("evaluation", number + 1, len(dealt))
         return distributed.gather_in_order(windows), distributed.gather_in_order(observed)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,9 @@ from latentbridge.job import Run
 from latentbridge.metric import Metric, proportion, ratio
 from latentbridge.pretrain.config import PretrainConfig
 from latentbridge.pretrain.model import build_model
-from latentbridge.rundir import write_json
 from latentbridge.train import distributed
 from latentbridge.train.checkpoint import load_weights
-from latentbridge.train.export import provenance, save_folder
+from latentbridge.train.export import finish_export, save_folder
 from latentbridge.train.flops import TRAINED, matrix_size
 from latentbridge.train.loop import LossTerm, begin, fit
 
@@ -155,18 +155,12 @@ def train(config: PretrainConfig, run: Run) -> dict[str, Any] | None:
     summary = fit(workload, config, run)
     if summary is None:
         return None
-    export = run.folder.path / "export"
-    if run.is_main:
-        write_export(workload, run.folder.checkpoints / "best" / "model.safetensors", export)
-    distributed.barrier()
-    # what was written is what is scored, as whoever uses it will load it
-    metrics = score(load_frozen(str(export), torch.float32, distributed.device()), config, run)
-    scores = {name: metric.as_record() for name, metric in metrics.items()}
-    if run.is_main:
-        write_json(
-            export / "provenance.json", provenance("pretrain", config, workload.model, summary, scores)
-        )
-    return {**summary, "export": scores}
+
+    def score_export(export: Path) -> dict[str, Metric]:
+        return score(load_frozen(str(export), torch.float32, distributed.device()), config, run)
+
+    write = partial(write_export, workload)
+    return finish_export("pretrain", config, run, workload.model, summary, write, score_export)
 
 
 def write_export(workload: Pretraining, weights: Path, export: Path) -> None:

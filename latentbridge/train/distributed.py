@@ -6,7 +6,7 @@ import atexit
 import os
 import socket
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -161,6 +161,18 @@ def shard(items: Sequence[T]) -> Sequence[T]:
     """This rank's contiguous share; shares differ by at most one item and keep the order."""
     start = len(items) * rank() // world_size()
     return items[start : len(items) * (rank() + 1) // world_size()]
+
+
+def deal(batches: Sequence[T]) -> Iterator[tuple[T, bool]]:
+    """This rank's share of batches, and whether it is its own; every rank is dealt equally many.
+
+    ZeRO-3, and those that share experts, need every rank to call a model as often: one without a batch is
+    dealt the first of all, and leaves out what comes of it.
+    """
+    own = shard(batches)
+    for number in range(-(-len(batches) // world_size())):
+        is_own = number < len(own)
+        yield (own[number] if is_own else batches[0]), is_own
 
 
 def gather_in_order(items: list[T]) -> list[T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import transformers
 from torch import nn
 
 from latentbridge.config import JobConfig, config_id, dump
+from latentbridge.job import Run
+from latentbridge.metric import Metric
+from latentbridge.rundir import write_json
 from latentbridge.train import distributed
 
 
@@ -27,7 +31,31 @@ def save_folder(model: Any, tokenizer: Any, folder: Path) -> None:
     draft.rename(folder)
 
 
-def provenance(
+def finish_export(
+    job: str,
+    config: JobConfig,
+    run: Run,
+    model: nn.Module,
+    summary: dict[str, Any],
+    write: Callable[[Path, Path], None],
+    score: Callable[[Path], dict[str, Metric]],
+) -> dict[str, Any]:
+    """Write the best weights as a folder that `from_pretrained` loads, RUN/export, and score that.
+
+    write: from the weights' file to the folder;  score: of the folder, by all ranks together
+    returns the run's summary with those scores
+    """
+    export = run.folder.path / "export"
+    if run.is_main:
+        write(run.folder.checkpoints / "best" / "model.safetensors", export)
+    distributed.barrier()
+    scores = {name: metric.as_record() for name, metric in score(export).items()}
+    if run.is_main:
+        write_json(export / "provenance.json", _provenance(job, config, model, summary, scores))
+    return {**summary, "export": scores}
+
+
+def _provenance(
     job: str, config: JobConfig, model: nn.Module, summary: dict[str, Any], scores: dict[str, Any]
 ) -> dict[str, Any]:
     """Where weights come from, so that anyone can make them again; scores: of what was written."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -71,17 +70,14 @@ class Evaluator:
     def __call__(self, bridge: nn.Module, label: str) -> dict[str, Metric]:
         """Metrics, the same on every rank; where answers are generated, rank 0 also writes them."""
         answered = label == "final" or self._config.eval.generate_every_eval
-        own = distributed.shard(self._batches)
-        rounds = math.ceil(len(self._batches) / distributed.world_size())
-        # at ZeRO-3 every rank must call the bridge equally often: one without a batch repeats the first
-        batches = [own[number] if number < len(own) else self._batches[0] for number in range(rounds)]
+        dealt = list(distributed.deal(self._batches))
         if answered:
-            self._have_source_answer(batches)
+            self._have_source_answer([indices for indices, _ in dealt])
         samples: list[Sample] = []
-        for number, indices in enumerate(batches):
+        for number, (indices, is_own) in enumerate(dealt):
             batch = self._samples(bridge, indices, answered)
-            samples += batch if number < len(own) else []
-            self._run.progress("evaluation", number + 1, rounds)
+            samples += batch if is_own else []
+            self._run.progress("evaluation", number + 1, len(dealt))
         release(self._source, self._target)
         samples = distributed.gather_in_order(samples)
         if answered and self._run.is_main:

@@ -10,12 +10,12 @@ from latentbridge.audit.figures.sheet import Figure, Row, Sheet, bounds, measure
 from latentbridge.audit.figures.style import (
     COLUMN_IN,
     GREY,
-    MARKERS,
-    SMALL,
     Mark,
     draw_interval,
+    explain_markers,
     label_points,
     looks,
+    markers_of,
     new_figure,
 )
 from latentbridge.audit.records import Records
@@ -51,12 +51,10 @@ def _read(records: Records) -> Sheet:
 
 
 def _plot(rows: Sequence[Row], caption: str) -> Canvas:
-    from matplotlib.lines import Line2D
-
     figure = new_figure(caption, COLUMN_IN, 3.2)
     axes = figure.subplots()
     variants = looks(unique(rows, "variant"))
-    markers = dict(zip(sorted(unique(rows, "rank")), MARKERS, strict=False))
+    markers = markers_of(sorted(unique(rows, "rank")))
     for row in rows:
         colour, marker = variants[row["variant"]]["color"], markers[row["rank"]]
         draw_interval(axes, [row], COST, QUALITY, color=colour, marker=marker)
@@ -70,11 +68,7 @@ def _plot(rows: Sequence[Row], caption: str) -> Canvas:
     axes.set_xlabel("% of the parameters that a token meets")
     axes.set_ylabel("nats per token of test answers (better is up)")
     label_points(axes, marks)
-    handles = [
-        Line2D([], [], linestyle="", marker=marker, color=GREY, markersize=4, label=str(rank))
-        for rank, marker in markers.items()
-    ]
-    axes.legend(handles=handles, title="rank", frameon=False, fontsize=SMALL, title_fontsize=SMALL)
+    explain_markers(axes, markers, "rank")
     return figure
 
 

@@ -9,12 +9,12 @@ from latentbridge.audit.figures.sheet import Figure, Row, Sheet, bounds, measure
 from latentbridge.audit.figures.style import (
     COLUMN_IN,
     GREY,
-    MARKERS,
-    SMALL,
     Mark,
     draw_interval,
+    explain_markers,
     label_points,
     looks,
+    markers_of,
     new_figure,
     thousands,
 )
@@ -75,12 +75,10 @@ def _plot(rows: Sequence[Row], caption: str) -> Canvas:
 
 
 def _plot_networks(rows: Sequence[Row], caption: str) -> Canvas:
-    from matplotlib.lines import Line2D
-
     figure = new_figure(caption, COLUMN_IN, 3.2)
     axes = figure.subplots()
     strategies = looks(unique(rows, "strategy"))
-    markers = dict(zip(unique(rows, "network"), MARKERS, strict=False))
+    markers = markers_of(unique(rows, "network"))
     for strategy, factor in dict.fromkeys((row["strategy"], row["capacity_factor"]) for row in rows):
         own, colour = where(rows, strategy=strategy, capacity_factor=factor), strategies[strategy]["color"]
         x, y = ([row[name] for row in own] for name in ("tokens_per_s", QUALITY))
@@ -90,11 +88,7 @@ def _plot_networks(rows: Sequence[Row], caption: str) -> Canvas:
     _dress(axes, rows)
     best = [min(where(rows, strategy=strategy), key=lambda row: row[QUALITY]) for strategy in strategies]
     label_points(axes, [_mark(row, row["strategy"], strategies[row["strategy"]]["color"]) for row in best])
-    handles = [
-        Line2D([], [], linestyle="", marker=marker, color=GREY, markersize=4, label=network)
-        for network, marker in markers.items()
-    ]
-    axes.legend(handles=handles, title="router network", frameon=False, fontsize=SMALL, title_fontsize=SMALL)
+    explain_markers(axes, markers, "router network")
     return figure
 
 

@@ -50,6 +50,22 @@ def new_figure(caption: str, width: float, height: float) -> Figure:
     return figure
 
 
+def markers_of(names: Sequence[Any]) -> dict[Any, str]:
+    """A mark for each; they begin again where there are none left."""
+    return {name: MARKERS[place % len(MARKERS)] for place, name in enumerate(names)}
+
+
+def explain_markers(axes: Axes, markers: dict[Any, str], title: str) -> None:
+    """A legend of what marks mean, whatever their colour."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], linestyle="", marker=marker, color=GREY, markersize=4, label=str(name))
+        for name, marker in markers.items()
+    ]
+    axes.legend(handles=handles, title=title, frameon=False, fontsize=SMALL, title_fontsize=SMALL)
+
+
 def looks(names: Sequence[Any]) -> dict[Any, dict[str, str]]:
     """Colour and line of each; lines change where colours begin again."""
     return {
