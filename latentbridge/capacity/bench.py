@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latentbridge.capacity.closed_form import expected_drop_rate
 from latentbridge.capacity.config import CapacityConfig, metric_name
 from latentbridge.errors import ConfigError
 from latentbridge.job import Run
-from latentbridge.lm.capacity import expected_drop_rate, slots
 from latentbridge.metric import Metric, mean
 from latentbridge.nn.routers import Routing
-from latentbridge.nn.seating import seat_in_slots
+from latentbridge.nn.seating import seat_in_slots, slots
 from latentbridge.rundir import append_jsonl, keep_records, read_jsonl
 from latentbridge.train import distributed
 from latentbridge.train.loop import FINAL
@@ -55,7 +55,7 @@ class Bench:
         reseed(config.seed, "logits", number)
         shape = (config.num_tokens, config.num_experts)
         logits = self.preferred + torch.randn(shape, device=self.device)
-        room = slots(config.num_tokens, config.num_experts, config.top_k, factor)
+        room = self._room(factor)
         self._wait()
         started = time.perf_counter()
         routing = routed(logits, config.top_k)
@@ -87,7 +87,7 @@ class Bench:
             "tokens_per_s": middle,
             "tokens_per_s_p10": low,
             "tokens_per_s_p90": high,
-            "slots": slots(*size),
+            "slots": self._room(factor),
             "num_tokens": config.num_tokens,
             "width": config.width,
             "dtype": config.dtype,
@@ -96,6 +96,9 @@ class Bench:
             "seed": config.seed,
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
         }
+
+    def _room(self, factor: float) -> int:
+        return slots(self.config.num_tokens * self.config.top_k, self.config.num_experts, factor)
 
     def _wait(self) -> None:
         if self.device.type == "cuda":

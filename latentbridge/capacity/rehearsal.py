@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from latentbridge.capacity.bench import Bench, metrics_of
+from latentbridge.capacity.closed_form import expected_drop_rate
 from latentbridge.capacity.config import CapacityConfig, metric_name
 from latentbridge.job import Run
-from latentbridge.lm.capacity import expected_drop_rate
 from latentbridge.metric import Metric
 from latentbridge.rehearsal.contract import Caught, Check, Stage
 from latentbridge.rehearsal.shrinking import chosen

@@ -7,7 +7,6 @@ x (under autocast: in autocast's), weight and sum in float32, and return the dty
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from latentbridge.nn.exchange import Exchange, Work, around_slots
 from latentbridge.nn.experts import Experts
 from latentbridge.nn.products import batched_product, grouped_product, grouped_runs, segment_product
 from latentbridge.nn.routers import Routing
-from latentbridge.nn.seating import PRIORITIES, Seating, seat_in_slots, seat_runs, seat_sorted
+from latentbridge.nn.seating import PRIORITIES, Seating, seat_in_slots, seat_runs, seat_sorted, slots
 
 
 def dropless(x: Tensor, routing: Routing, experts: Experts) -> Tensor:
@@ -51,7 +50,7 @@ def padded(
     """
     if priority not in PRIORITIES:
         raise ValueError(f"priority is {priority!r}; it must be one of {', '.join(PRIORITIES)}")
-    capacity = max(1, math.ceil(capacity_factor * len(routing.tokens) / routing.num_experts))
+    capacity = slots(len(routing.tokens), routing.num_experts, capacity_factor)
     seating = seat_in_slots(routing, capacity, priority)
     assert seating.kept is not None
     product = batched_product(len(experts.up))

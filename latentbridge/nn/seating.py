@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,11 @@ class Seating:
     ends: Tensor  # (E,) int32, where each expert's pairs end in sorted order
     kept: Tensor | None = None  # (R,) bool
     taken: Tensor | None = None  # (S,) bool
+
+
+def slots(num_pairs: int, num_experts: int, capacity_factor: float) -> int:
+    """C, the pairs that an expert has room for: so many even shares, rounded up."""
+    return max(1, math.ceil(capacity_factor * num_pairs / num_experts))
 
 
 def seat_sorted(experts: Tensor, num_experts: int) -> Seating:

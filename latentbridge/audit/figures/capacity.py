@@ -33,7 +33,7 @@ VALUES = ("drop_rate", "closed_form", "tokens_per_s")
 def _read(records: Records) -> Sheet:
     sheet = Sheet(
         "Dots: measured, mean over runs of equal settings in the band of their range. Lines of the upper "
-        "panels: what is dropped in closed form where routers prefer nobody (lm/capacity.py)."
+        "panels: what is dropped in closed form where routers prefer nobody (capacity/closed_form.py)."
     )
     found = [(run.row.id, row) for cell in records.cells for run in cell.runs for row in run.capacity]
     groups: dict[tuple[Any, ...], list[tuple[str, Row]]] = {}

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from scipy.stats import binom
 
-
-def slots(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> int:
-    """Pairs that an expert has room for, as `nn.dispatch.padded` counts them."""
-    return max(1, math.ceil(capacity_factor * num_tokens * top_k / num_experts))
+from latentbridge.nn.seating import slots
 
 
 def expected_drop_rate(num_tokens: int, num_experts: int, top_k: int, capacity_factor: float) -> float:
@@ -17,7 +12,7 @@ def expected_drop_rate(num_tokens: int, num_experts: int, top_k: int, capacity_f
 
     X, an expert's load, is binomial (N, K/E). Trained routers drop more: their loads are uneven.
     """
-    room, share = slots(num_tokens, num_experts, top_k, capacity_factor), top_k / num_experts
+    room, share = slots(num_tokens * top_k, num_experts, capacity_factor), top_k / num_experts
     mean = num_tokens * share
     # E[X; X > C] of N trials is mean times P(X' >= C) of N - 1
     above = mean * binom.sf(room - 1, num_tokens - 1, share) - room * binom.sf(room, num_tokens, share)

@@ -7,15 +7,16 @@ import itertools
 import pytest
 import torch
 
-from latentbridge.lm.capacity import expected_drop_rate, slots
+from latentbridge.capacity.closed_form import expected_drop_rate
 from latentbridge.nn.dispatch import padded
 from latentbridge.nn.experts import Experts
 from latentbridge.nn.routers import Router
+from latentbridge.nn.seating import slots
 
 
 def test_three_tokens_and_two_experts_by_hand():
     # one slot each at c = 0.5; loads of an expert 0, 1, 2, 3 come 1, 3, 3, 1 times of 8
-    assert slots(3, 2, 1, 0.5) == 1
+    assert slots(3, 2, 0.5) == 1
     assert expected_drop_rate(3, 2, 1, 0.5) == pytest.approx((3 * 1 + 1 * 2) / 8 / 1.5)
 
 
