@@ -21,8 +21,25 @@ def grouped_runs(x: Tensor, experts: Experts) -> bool:
     Any other dtype makes torch loop over the groups on the host; odd widths it refuses.
     """
     wide = experts.up.shape[2]
-    aligned = all(width * x.element_size() % 16 == 0 for width in (experts.dim, experts.inner, wide))
+    return _kernel_takes(x, experts.dim, experts.inner, wide)
+
+
+def _kernel_takes(x: Tensor, *widths: int) -> bool:
+    aligned = all(width * x.element_size() % 16 == 0 for width in widths)
     return x.is_cuda and x.dtype == torch.bfloat16 and aligned
+
+
+def leading_product(rows: Tensor, weight: Tensor, bias: Tensor | None, end: Tensor) -> Tensor:
+    """The first rows times a matrix, and 0 for the rest, whose own gradient is 0; rows: (R, I).
+
+    weight: (O, I);  end: (1,) int32, how many, which is never read back;  returns (R, O)
+    """
+    is_leading = (torch.arange(len(rows), device=rows.device) < end)[:, None]
+    if not _kernel_takes(rows, *weight.shape):
+        return torch.where(is_leading, F.linear(rows, weight, bias), 0)
+    # what the kernel does not compute it does not write either: in a forward, nor in a backward
+    out = _grouped_mm(torch.where(is_leading, rows, 0), weight.T.to(rows.dtype)[None], offs=end)
+    return torch.where(is_leading, out if bias is None else out + bias.to(rows.dtype), 0)
 
 
 def grouped_product(sorted_experts: Tensor, ends: Tensor) -> Product:

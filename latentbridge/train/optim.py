@@ -81,8 +81,8 @@ def _is_plain(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _is_matrix(name: str, parameter: nn.Parameter) -> bool:
-    # an output layer and learned queries are tables of vectors, as embeddings are
-    is_table = "head" in name.split(".") or name.rsplit(".", 1)[-1] in ("query", "queries")
+    # an output layer, learned queries and a depthwise convolution are tables of vectors, as embeddings are
+    is_table = "head" in name.split(".") or name.rsplit(".", 1)[-1] in ("query", "queries", "taps")
     return parameter.ndim in (2, 3) and not is_table
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentbridge.nn.decoder import CausalAttention, Decoder
+from latentbridge.nn.gated_deltanet import GatedDeltaNet
 from latentbridge.train.config import OptimConfig
 from latentbridge.train.optim import parameter_groups
 
@@ -100,6 +101,24 @@ def test_no_token_changes_what_is_before_it_or_beside_it(kind, training):
     with torch.no_grad():
         change = (model(ids)[0] - model(other)[0]).abs().amax(dim=-1)
 
+    assert change[0, :3].max() < 1e-5 and change[1].max() < 1e-5
+    assert change[0, 3:].min() > 1e-4
+
+
+def hybrid(layer: int) -> nn.Module:
+    """Three layers of the delta rule, then one of attention."""
+    return CausalAttention(12, 3, False, 0.0) if layer % 4 == 3 else GatedDeltaNet(12, 3, 4, 2)
+
+
+def test_a_hybrid_is_a_decoder_with_a_pattern_and_stays_causal():
+    model = small(layers=5, make_mixer=hybrid, make_ffn=Plain).eval()
+    ids = torch.randint(13, (2, 6))
+    other = ids.clone()
+    other[0, 3] = (ids[0, 3] + 1) % 13
+    change = (model(ids)[0] - model(other)[0]).detach().abs().amax(dim=-1)
+
+    kinds = [type(block.attention) for block in model.blocks]
+    assert kinds == [GatedDeltaNet] * 3 + [CausalAttention, GatedDeltaNet]
     assert change[0, :3].max() < 1e-5 and change[1].max() < 1e-5
     assert change[0, 3:].min() > 1e-4
 

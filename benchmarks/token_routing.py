@@ -1,0 +1,270 @@
+"""What does routing save? python benchmarks/token_routing.py [PART ...]   (one GPU, 2 min; --small: a CPU)
+
+`mixer`: one mixer, of all tokens: gated delta, softmax attention, both for every token, and routed with half
+of the tokens each at random places, read by blocks and by attention of all places. Compiled, as training is:
+some minutes more. Forward, and forward and backward; first routed is held against both in float32.
+`whole`: a prefill of whole models, then tokens one by one, and the bytes they keep. `train`: the published
+baseline in the package's own loop, and routed, all recorded. Each line is in benchmarks/results at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable
+from copy import copy, deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from reports import RESULTS, Report, card, milliseconds, peak_gib, spread
+from torch import Tensor, nn
+
+from latentbridge.config import Origin, Tree, build
+from latentbridge.job import Run
+from latentbridge.launch.spec import read_base
+from latentbridge.layer_routing.config import LayerRoutingConfig
+from latentbridge.layer_routing.model import build_model
+from latentbridge.layer_routing.train import LayerRoutingLm
+from latentbridge.metric import Metric
+from latentbridge.nn.decoder import CausalAttention
+from latentbridge.nn.gated_delta import gated_delta_rule
+from latentbridge.nn.gated_delta_backend import choose_backend, rule_of
+from latentbridge.nn.gated_deltanet import GatedDeltaNet, Rule
+from latentbridge.nn.layer_routing import Route, RoutedMixer
+from latentbridge.nn.rope import rotations
+from latentbridge.nn.sorted_attention import Reader, plain
+from latentbridge.nn.sorted_attention_backend import choose_reader, reader_of
+from latentbridge.nn.takers import find_takers
+from latentbridge.rundir import RunDir, read_jsonl
+from latentbridge.train.loop import begin, fit
+from latentbridge.train.recorded import compiled
+
+ROOT = Path(__file__).parents[1]
+# tokens a second on one GPU as published: 16 windows of 1,024
+SEED = 46_900
+PARTS = ("mixer", "whole", "train")
+PATTERNS = {
+    "gdn": ["gdn"] * 4,
+    "softmax": ["softmax"] * 4,
+    "baseline": ["gdn", "gdn", "gdn", "softmax"],
+    "routed": ["gdn", "routed", "routed", "softmax"],
+}
+
+
+class Kernels(NamedTuple):
+    """What this machine computes by."""
+
+    rule: Rule
+    reader: Reader
+
+
+def main() -> None:
+    """Each part that is asked for."""
+    options = parse()
+    report = Report("token_routing_speed", options.results)
+    gpu = torch.cuda.is_available()
+    device, dtype = torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if gpu else torch.float32
+    backend = choose_backend(device, dtype, (options.gdn_width,) * 2)
+    reader = choose_reader(device, dtype, options.dim // options.heads)
+    report.say(f"# What routing costs and saves\n\n{card()}, {dtype}; gated delta: {backend.name}")
+    report.say(f"({backend.reason}); routed softmax: {reader.name} ({reader.reason});")
+    report.say(f"D={options.dim} H={options.heads} K=V={options.gdn_width}")
+    kernels = Kernels(rule_of(backend.name), reader_of(reader.name))
+    parts: dict[str, Callable[..., None]] = {"mixer": mixers, "whole": wholes, "train": trained}
+    for part in options.parts or parts:
+        parts[part](options, report, device, dtype, kernels)
+
+
+def parse() -> argparse.Namespace:
+    """Sizes; by default those of the published model."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--small", action="store_true", help="every part, in seconds of one CPU core")
+    parser.add_argument("--gdn-width", type=int, help="K and V of gated delta's heads (256; small: 16)")
+    parser.add_argument("--lengths", type=int, nargs="+", help="(1024 4096 16384 32768; small: 64 128)")
+    parser.add_argument("--share", type=float, default=0.5, help="of tokens that take softmax (0.5)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder")
+    options = parser.parse_args()
+    if unknown := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"there is no part {unknown[0]!r}; parts are {', '.join(PARTS)}")
+    small = options.small
+    options.dim, options.heads, options.rounds = (48, 3, 2) if small else (768, 12, 10)
+    options.gdn_width = options.gdn_width or (16 if small else 256)
+    options.lengths = options.lengths or ([64, 128] if small else [1024, 4096, 16_384, 32_768])
+    # in fewer and longer rows
+    options.tokens = max(options.lengths)
+    return options
+
+
+def mixers(
+    options: argparse.Namespace, report: Report, device: torch.device, dtype: torch.dtype, kernels: Kernels
+) -> None:
+    """One mixer at each length, as many tokens in all."""
+    torch.manual_seed(0)
+    width = options.gdn_width
+    gdn = GatedDeltaNet(options.dim, options.heads, width, width, rule=kernels.rule)
+    softmax = CausalAttention(options.dim, options.heads, False, 0.0, kernels.reader)
+    mixer = RoutedMixer(gdn, softmax).to(device, dtype)
+    report.table(
+        "length", "way", "forward ms", "forward and backward ms", "peak GiB", "of both", "of softmax"
+    )
+    for length in options.lengths:
+        x = torch.randn(options.tokens // length, length, options.dim, device=device, dtype=dtype)
+        takes = torch.rand(x.shape[:2], device=device) < options.share
+        gates = torch.stack([~takes, takes], dim=-1).float()
+        works = ways(mixer, x.requires_grad_(), gates)
+        above = torch.randn_like(x)
+        hold(works, mixer, x, gates, above)
+        medians: dict[str, float] = {}
+        for name, work in works.items():
+            forward = milliseconds(work, options.rounds)
+            both = milliseconds(partial(differentiate, work, x, above, mixer), options.rounds)
+            medians[name] = statistics.median(both)
+            cells = [
+                f"{medians[name] / medians[other]:.2f}" if other in medians else ""
+                for other in ("both", "softmax")
+            ]
+            report.row(f"{length:,}", name, spread(forward), spread(both), peak_gib(), *cells)
+        torch._dynamo.reset()
+
+
+def ways(mixer: RoutedMixer, x: Tensor, gates: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """What is compared."""
+    softmax = mixer.softmax
+    assert isinstance(softmax, CausalAttention)
+    turns = rotations(x.shape[1], x.shape[2] // softmax.heads, x.device)
+
+    def routed(mixer: RoutedMixer) -> Tensor:
+        # finding takers is part of the work
+        out: Tensor = mixer(x, turns, Route(gates, find_takers(gates[:, :, None])[0]))
+        return out
+
+    found = {
+        "both": lambda: mixer(x, turns, Route(gates, None)),
+        "softmax": lambda: softmax(x, turns),
+        "gdn": lambda: mixer.gdn(x, turns),
+        "routed": lambda: routed(mixer),
+    }
+    if softmax.reader is not plain:
+        # of the same weights
+        attention = copy(softmax)
+        attention.reader = plain
+        other = RoutedMixer(mixer.gdn, attention)
+        found["routed, plain"] = lambda: routed(other)
+    return {name: compiled(work) for name, work in found.items()}
+
+
+def differentiate(work: Callable[[], Tensor], x: Tensor, above: Tensor, mixer: nn.Module) -> object:
+    """Forward and backward, weights' gradients among it."""
+    return torch.autograd.grad(work(), [x, *mixer.parameters()], above, allow_unused=True)
+
+
+def hold(
+    works: dict[str, Callable[[], Tensor]], mixer: RoutedMixer, x: Tensor, gates: Tensor, above: Tensor
+) -> None:
+    """Refuse to time what is wrong: further from both mixers in float32 than both are in this type."""
+    wide, exact = deepcopy(mixer).float(), x.detach().float().requires_grad_()
+    wide.gdn.rule = gated_delta_rule  # type: ignore[assignment]
+    known = with_gradient(ways(wide, exact, gates)["both"], exact, above.float())
+    errors = {
+        name: [
+            float((one.float() - other).norm() / other.norm())
+            for one, other in zip(with_gradient(work, x, above), known, strict=True)
+        ]
+        for name, work in works.items()
+        if name == "both" or name.startswith("routed")
+    }
+    for name, found in errors.items():
+        for error, allowed in zip(found, errors["both"], strict=True):
+            if not error < 1.5 * allowed + 1e-4:
+                raise SystemExit(f"{name} is off by {error:.1e}, both by {allowed:.1e}; nothing was timed")
+
+
+def with_gradient(work: Callable[[], Tensor], x: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, and the gradient to x."""
+    out = work()
+    return out.detach(), torch.autograd.grad(out, x, above)[0]
+
+
+def config(options: argparse.Namespace, pattern: str, **changes: Any) -> LayerRoutingConfig:
+    """Of the published arms; small: of the demo's."""
+    here = Origin("benchmark", 0)
+    base = "layer_routing/demo" if options.small else "layer_routing/base"
+    settings = {"mixers": PATTERNS[pattern], **changes}
+    if pattern == "softmax":
+        # there is no table to be so wide
+        settings["gdn"] = {"key_width": 64, "value_width": 64}
+    return build(LayerRoutingConfig, read_base(base, ROOT, here).override(Tree(settings, {(): here})))
+
+
+@torch.no_grad()
+def wholes(
+    options: argparse.Namespace, report: Report, device: torch.device, dtype: torch.dtype, kernels: Kernels
+) -> None:
+    """Prefill and decode of whole models, to last states, one text at a time."""
+    report.table("length", "model", "prefill ms", "prefill tokens/s", "ms a token after", "MiB kept")
+    most = max(options.lengths) + 64
+    for pattern in PATTERNS:
+        settings = config(options, pattern, **{"text.context": most})
+        decoder = build_model(settings, 256, kernels.rule).to(device, dtype).eval().decoder
+        for length in options.lengths:
+            ids = torch.randint(256, (1, length), device=device)
+            times = milliseconds(partial(decoder.go_on, ids), 3, warm=2)
+            _, memory = decoder.go_on(ids)
+            one = milliseconds(partial(decoder.go_on, ids[:, :1], memory), 20)
+            rate = length / statistics.median(times) * 1000
+            kept = f"{memory.num_bytes() / 2**20:.2f}"
+            report.row(f"{length:,}", pattern, spread(times), f"{rate:,.0f}", spread(one), kept)
+        del decoder
+
+
+class Unevaluated(LayerRoutingLm):
+    """Trains only."""
+
+    def evaluate(self, model: nn.Module, step: int, label: str) -> dict[str, Metric]:
+        return {self.config.early_stop.metric: Metric(value=0.0, n=1)}
+
+
+def trained(
+    options: argparse.Namespace, report: Report, device: torch.device, dtype: torch.dtype, kernels: Kernels
+) -> None:
+    """Updates of the published size in the package's own loop, of which the first compile."""
+    report.table("arm", "tokens/s", "lowest to highest", "x seed", "mfu", "peak GiB", "loss")
+    arms: dict[str, tuple[str, dict[str, Any]]] = {
+        "baseline": ("baseline", {}),
+        "routed, sparse": ("routed", {}),
+        "routed, dense": ("routed", {"routing.compute": "dense"}),
+    }
+    steps = {
+        "train.recorded": True,
+        "train.steps": 6 if options.small else 60,
+        "train.log_every": 2 if options.small else 5,
+    }
+    steps |= {"train.eval_every": 1000, "train.checkpoint_every": 1000}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (pattern, changes) in arms.items():
+            changed = config(options, pattern, **{"train.precision": "bf16"}, **steps, **changes)
+            path = Path(folder) / "launch" / name.replace(", ", "_")
+            path.mkdir(parents=True)
+            run = Run(RunDir(path))
+            begin(changed, run)
+            fit(Unevaluated(changed, run), changed, run)
+            records = list(read_jsonl(run.folder.train_log))
+            # the first records hold compilation
+            rates = sorted(record["tokens_per_s"] for record in records[len(records) // 3 :])
+            rate, last = statistics.median(rates), records[-1]
+            seed = "" if options.small else f"{rate / SEED:.2f}"
+            told = [f"{last[key]:.3f}" if key in last else "" for key in ("mfu", "peak_gib", "loss")]
+            report.row(name, f"{rate:,.0f}", f"{rates[0]:,.0f} to {rates[-1]:,.0f}", seed, *told)
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            torch._dynamo.reset()
+
+
+if __name__ == "__main__":
+    main()
