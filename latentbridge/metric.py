@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Literal
 
 Z95 = NormalDist().inv_cdf(0.975)
+
+Direction = Literal["lower", "higher"]
+
+# last words of names
+LOWER = (
+    *("nll", "loss", "perplexity", "bits_per_byte", "s", "kv_mib"),
+    *("demand_cv", "max_vio", "dead_experts", "gini", "drop_rate"),
+)
+HIGHER = ("accuracy", "score", "context_recovered", "tokens_per_s", "kv_saved_mib")
+_ENDS: dict[Direction, re.Pattern[str]] = {
+    # a rate is no time, though it ends in seconds
+    "higher": re.compile(rf"(^|_)({'|'.join(HIGHER)})$"),
+    "lower": re.compile(rf"(^|_)(?<!per_)({'|'.join(LOWER)})$"),
+}
+# controls, and what frozen models reach alone: what a result is held against, of which neither is better
+_REFERENCE = re.compile(
+    r"(^|_)(shuffled_source|no_source|no_context|full_text|cut_text|source_alone|target_alone|cascade|base)"
+    r"_(nll|accuracy)$"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +62,21 @@ def is_seconds(name: str) -> bool:
     return name.endswith("_s")
 
 
+def better(name: str) -> Direction | None:
+    """Which value of a metric is the better one, told from its name; None: neither, or nobody knows."""
+    if _REFERENCE.search(name):
+        return None
+    return next((direction for direction, ends in _ENDS.items() if ends.search(name)), None)
+
+
+def best_of(scores: Mapping[str, float], metric: str, mode: str) -> tuple[str, str]:
+    """The name with the best score, the first of equals, and in words why; mode: min or max."""
+    best = (min if mode == "min" else max)(scores, key=lambda name: scores[name])
+    beaten = ", ".join(f"{name} {score:.6g}" for name, score in scores.items() if name != best)
+    bound = "lowest" if mode == "min" else "highest"
+    return best, f"{best} has the {bound} {metric}, {scores[best]:.6g}; beaten: {beaten or 'none'}"
+
+
 def void(reason: str, n: int = 0) -> Metric:
     """A metric that could not be measured."""
     return Metric(value=None, n=n, void=reason)
@@ -59,7 +94,7 @@ def proportion(successes: int, n: int) -> Metric:
 
 
 def mean(values: Sequence[float]) -> Metric:
-    """A mean over independent samples with its normal interval; for few seeds, audit.statistics.seed_mean."""
+    """A mean over independent samples with its normal interval; for few seeds, audit's seed_mean."""
     n = len(values)
     if n == 0:
         return void("no samples")

@@ -8,6 +8,7 @@ RUN/
   train.jsonl metrics.jsonl             one record a log step; one record an evaluation
   eval_samples_step_250.jsonl           one record a question
   inference_per_sample.jsonl inference_aggregate.json   what replies cost, one at a time
+  trackers/                             the same for TensorBoard, W&B or MLflow, where the spec asks for it
   checkpoints/{best,last}               links to complete folders, swapped in one step
   DONE | FAILED | STOPPED               one marker: how the run ended, and why
 """
@@ -17,22 +18,27 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import gzip
 import json
 import logging
 import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple, cast
 
 from latentbridge.errors import DamageError, LockedError, RunError
 
 State = Literal["DONE", "FAILED", "STOPPED"]
 STATES: tuple[State, ...] = ("DONE", "FAILED", "STOPPED")
+# what archives add to the name of a file that they keep compressed
+PACKED = ".gz"
+NOT_GZIP = (gzip.BadGzipFile, zlib.error, EOFError)
 # a record of train.jsonl takes about 300 bytes
 TAIL_BYTES = 4096
 STALE_TRIES = 3
@@ -127,17 +133,35 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Records of a file of our own; a torn last line is left out, damage elsewhere is a RunError."""
-    if not path.exists():
+    """Records of a file of our own; a torn last line is left out, damage elsewhere is a RunError.
+
+    One line is held at a time. In an archive the file may be there as NAME.gz alone.
+    """
+    stored = find_stored(path)
+    if stored is None:
         return
     # bytes: a line may be torn in the middle of a character
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                if line.endswith(b"\n"):
-                    raise RunError(f"{path}:{number}: not a JSON record; the file was damaged") from None
+    with open_stored(stored) as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    if line.endswith(b"\n"):
+                        raise RunError(f"{path}:{number}: not a JSON record; the file was damaged") from None
+        except NOT_GZIP as error:
+            raise RunError(f"{stored}: damaged within what gzip holds ({error})") from None
+
+
+def find_stored(path: Path) -> Path | None:
+    """Where a run's file is: under its own name or, as archives may keep it, as NAME.gz; None: nowhere."""
+    packed = path.with_name(path.name + PACKED)
+    return next((place for place in (path, packed) if place.exists()), None)
+
+
+def open_stored(path: Path) -> IO[bytes]:
+    """A file's content, uncompressed as it is read; NOT_GZIP is what a damaged NAME.gz raises."""
+    return cast(IO[bytes], gzip.open(path)) if path.suffix == PACKED else open(path, "rb")
 
 
 def last_record(path: Path) -> dict[str, Any] | None:
@@ -254,6 +278,11 @@ class RunDir:
     @property
     def metrics_log(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def trackers(self) -> Path:
+        """What TensorBoard and its like are told of the two logs; each attempt writes it anew."""
+        return self.path / "trackers"
 
     def last_step(self) -> int:
         """The last update that train.jsonl tells of; 0 before the first."""

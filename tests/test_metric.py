@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from latentbridge.metric import Metric, mean, proportion, ratio, void
+from latentbridge.metric import Metric, better, mean, proportion, ratio, void
 
 
 def test_wilson_by_hand():
@@ -114,3 +114,26 @@ def test_an_interval_never_lies_beside_its_own_value_however_it_rounds(n):
     for successes in range(n + 1):
         share = proportion(successes, n)
         assert 0 <= share.low <= share.value <= share.high <= 1
+
+
+@pytest.mark.parametrize(
+    ("direction", "names"),
+    [
+        ("lower", "val_nll nll val_loss answer_nll test_bits_per_byte test_perplexity bridged_ttft_s"),
+        ("lower", "cascade_kv_mib c1_drop_rate test_demand_cv val_max_vio test_dead_experts gini"),
+        (
+            "higher",
+            "accuracy bridged_accuracy test_accuracy context_recovered kv_saved_mib c1.25_tokens_per_s",
+        ),
+        (None, "glossary loss_ratio active_parameters activated_percent test_layer_1_gdn_share test_entropy"),
+        (None, "test_route_entropy compression_question test_confidence test_class_information x"),
+        (
+            None,
+            "shuffled_source_nll no_source_accuracy context_recovered_cut_text cut_text_nll full_text_nll",
+        ),
+        (None, "source_alone_accuracy cascade_accuracy test_base_nll context_recovered_no_source"),
+    ],
+)
+def test_a_name_tells_which_side_is_better_and_a_control_has_none(direction, names):
+    """Whatever was no loss counted as better the more there was of it: parameters, entropies, controls."""
+    assert {name: better(name) for name in names.split()} == dict.fromkeys(names.split(), direction)

@@ -1,4 +1,5 @@
 import errno
+import gzip
 import json
 import os
 import signal
@@ -115,6 +116,19 @@ def test_damage_before_the_last_line_is_named_with_its_line(tmp_path):
 
     with pytest.raises(RunError, match=r"train\.jsonl:2: not a JSON record"):
         list(read_jsonl(path))
+
+
+@pytest.mark.parametrize("length", [5, 40, None])
+def test_a_compressed_file_is_read_by_its_plain_name_and_damage_is_named(tmp_path, length):
+    path = tmp_path / "train.jsonl"
+    lines = b"".join(b'{"step": %d}\n' % step for step in (1, 2, 3, 11))
+    (tmp_path / "train.jsonl.gz").write_bytes(gzip.compress(lines)[:length])
+
+    if length is None:
+        assert [record["step"] for record in read_jsonl(path)] == [1, 2, 3, 11]
+    else:
+        with pytest.raises(RunError, match=r"train\.jsonl\.gz: damaged within what gzip holds"):
+            list(read_jsonl(path))
 
 
 def test_what_a_power_cut_left_unreadable_costs_neither_the_last_record_nor_the_resumed_run(tmp_path, caplog):

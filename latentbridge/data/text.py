@@ -219,8 +219,14 @@ class Corpus:
     def facts(self) -> dict[str, Any]:
         """What the text is, in numbers, for the record."""
         windows = self._config.eval_tokens // self._config.context
+        train_files, eval_files = _files(self._config)
+        # whichever text it was, by its content
+        digests = {path: _sha256(path) for path in (*train_files, *eval_files)}
+        sources = {split: eval_files or train_files for split in SPLITS} | {"train": train_files}
         splits = {
             split: {
+                # of the files that it is cut from, in order
+                "sha256": [digests[path] for path in sources[split]],
                 "tokens": self.tokens[split].shape[1],
                 "bytes": self.num_bytes[split],
                 "bytes_per_token": self.num_bytes[split] / self.tokens[split].shape[1],
@@ -228,16 +234,19 @@ class Corpus:
             }
             for split in SPLITS
         }
-        files = [path for part in _files(self._config) for path in part]
         return {
-            # whichever text it was, by its content
-            "sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+            "sha256": {path.name: digest for path, digest in digests.items()},
             "vocab_size": self.vocab_size,
             "train_blocks": self.num_blocks,
             "eval_windows": windows,
             "eval_scored_tokens": windows * self._config.context,
             "splits": splits,
         }
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _save(path: Path, tokens: Block) -> None:

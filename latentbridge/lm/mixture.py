@@ -16,9 +16,7 @@ from latentbridge.lm.routing_metrics import Observed, load_by_layer, routing_met
 from latentbridge.lm.specialisation import (
     NOBODY,
     Choices,
-    Ids,
-    class_loads,
-    classes_of,
+    TokenClasses,
     describe,
     information_metrics,
 )
@@ -206,12 +204,8 @@ class MixtureLm(LanguageModeling):
         return {"total": total, "active": total - of_one * (mixture.num_experts - mixture.router.top_k)}
 
     @cached_property
-    def _texts(self) -> list[str]:
-        return self.corpus.token_texts()
-
-    @cached_property
-    def _classes(self) -> tuple[tuple[str, ...], Ids]:
-        return classes_of(self._texts)
+    def _classes(self) -> TokenClasses:
+        return TokenClasses(self.corpus.token_texts())
 
     def observe(self, scored: Scored, blocks: Tensor, prefix: str) -> Seen:
         tokens = scored.nll.numel()
@@ -227,19 +221,16 @@ class MixtureLm(LanguageModeling):
         return Seen(layers, self._choices(scored.extras, blocks[:, :-1]) if prefix == "test" else None)
 
     def _choices(self, extras: list[dict[str, Tensor]], read: Tensor) -> Choices:
-        names, class_of_id = self._classes
-        ids = read.cpu().numpy()
-        classes = class_of_id[ids.ravel()]
         first = [told["first"].cpu().numpy() for told in extras]
-        loads = [class_loads(classes, told["sent"].cpu().numpy(), len(names)) for told in extras]
-        return Choices(ids, first, loads)
+        sent = [told["sent"].cpu().numpy() for told in extras]
+        return self._classes.choices(read.cpu().numpy(), first, sent)
 
     def extra_metrics(self, observed: list[Any], prefix: str) -> dict[str, Metric]:
         layers = [seen.layers for seen in observed]
         self._loads[prefix] = load_by_layer(layers)
         metrics = routing_metrics(layers, prefix)
         if prefix == "test":
-            described = describe([seen.choices for seen in observed], self._texts)
+            described = describe([seen.choices for seen in observed], self._classes.texts)
             if self._run.is_main:
                 write_json(self._run.folder.path / "specialisation.json", described)
             metrics |= information_metrics(described, prefix)

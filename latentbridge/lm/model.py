@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentbridge.lm.config import DecoderConfig
-from latentbridge.nn.decoder import Decoder, MakeFfn
+from latentbridge.nn.decoder import Decoder, MakeFfn, MakeMixer
 from latentbridge.nn.head import Scores
 
 
@@ -95,17 +96,26 @@ class DenseFfn(nn.Module):
 
 
 def build_model(
-    config: DecoderConfig, vocab_size: int, context: int, make_ffn: MakeFfn | None = None
+    config: DecoderConfig,
+    vocab_size: int,
+    context: int,
+    make_ffn: MakeFfn | None = None,
+    make_mixer: MakeMixer | None = None,
+    kind: Callable[..., Decoder] = Decoder,
 ) -> LanguageModel:
-    """Random weights from torch's current seed; make_ffn: of each layer, dense ones where it is None."""
+    """Random weights from torch's current seed.
+
+    make_ffn, make_mixer: of each layer; None: dense ones, and attention;  kind: takes what `Decoder` does
+    """
     return LanguageModel(
-        Decoder(
+        kind(
             vocab_size,
             context,
             config.dim,
             config.layers,
             config.heads,
             make_ffn or (lambda layer: DenseFfn(config)),
+            make_mixer=make_mixer,
             positions=config.positions,
             norm=config.norm,
             tied=config.tied,

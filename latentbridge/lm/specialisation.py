@@ -81,6 +81,21 @@ def class_loads(classes: Ids, sent: NDArray[numpy.bool_], num_classes: int) -> I
     return loads
 
 
+class TokenClasses:
+    """The class of each token of a text."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        """texts: what each id stands for."""
+        self.texts = texts
+        self.names, self._class_of_id = classes_of(texts)
+
+    def choices(self, ids: Ids, first: Sequence[Ids], sent: Sequence[NDArray[numpy.bool_]]) -> Choices:
+        """ids: (B, T);  by layer, first: (B·T,), see `Choices`, and sent: (B·T, E), whom each token met."""
+        classes = self._class_of_id[ids.ravel()]
+        loads = [class_loads(classes, layer, len(self.names)) for layer in sent]
+        return Choices(ids, list(first), loads)
+
+
 @dataclass(frozen=True)
 class Information:
     """Mutual information of a token's first expert and something about the token, in bits.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import random
 import shutil
 import string
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 
 import numpy
 import pytest
@@ -123,6 +125,18 @@ def test_characters_that_the_training_text_lacks_are_counted(make, tmp_path, fil
 
     assert corpus.unknown == {"train": 0, "validation": 0, "test": 3}
     assert corpus.facts()["splits"]["test"]["unknown_tokens"] == 3
+
+
+def test_the_record_says_by_content_which_files_each_split_is_cut_from(make, files):
+    train, held_out = (
+        hashlib.sha256(Path(files[key][0]).read_bytes()).hexdigest() for key in ("train_files", "eval_files")
+    )
+    apart = make().facts()["splits"]
+    both = files["train_files"] + files["eval_files"]
+    together = make(train_files=both, eval_files=[], eval_tokens=8).facts()["splits"]
+
+    assert [apart[split]["sha256"] for split in apart] == [[train], [held_out], [held_out]]
+    assert [together[split]["sha256"] for split in together] == 3 * [[train, held_out]]
 
 
 def test_a_bpe_learnt_twice_is_the_same_to_the_byte():

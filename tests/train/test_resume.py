@@ -230,3 +230,22 @@ def test_zero_checkpoints_of_another_number_of_ranks_are_refused_with_the_remedy
             begin(toy.make_config(zero_stage=2), Run(RunDir(tmp_path)))
 
     ranks(resume, world_size=1)
+
+
+def test_a_tracker_of_a_run_that_was_killed_and_resumed_holds_what_its_logs_hold(
+    ranks: Any, toy: Any, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = toy.make_config(zero_stage=1)
+    RunDir(tmp_path).write_manifest({"trackers": ["tensorboard"]})
+    ranks.until_killed(toy.run, tmp_path, config, toy.Workload(losses=_kill_at(6)), world_size=2)
+    ranks(toy.run, tmp_path, config, world_size=2)
+
+    events = EventAccumulator(str(tmp_path / "trackers" / "tensorboard"))
+    events.Reload()
+    for tag, place in {"train/loss": 1, "train/grad_norm": 2}.items():
+        told = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert told == [(record[0], pytest.approx(record[place])) for record in _curve(tmp_path)]
+    assert [event.step for event in events.Scalars("eval/nll")] == [3, 6]
+    assert [event.step for event in events.Scalars("final/nll")] == [6]

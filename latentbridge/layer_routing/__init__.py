@@ -1,0 +1,1 @@
+"""Language models whose layers, or tokens layer by layer, read by gated delta or by softmax."""
