@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from statistics import fmean
+from typing import Any, NamedTuple
 
-from latentbridge.audit.statistics import has_spread, holm, seed_mean, welch
+from latentbridge.audit.eval_checks import counted
+from latentbridge.audit.statistics.corrections import holm, outcome
+from latentbridge.audit.statistics.seeds import compare_seeds, seed_mean
 from latentbridge.audit.summary import CLAIM, CellRow, RunRow, Summary, Verdict, gaps
 from latentbridge.audit.table import render
 from latentbridge.config import read_yaml
 from latentbridge.errors import LatentbridgeError
-from latentbridge.metric import Metric, void
+from latentbridge.metric import Direction, Metric, best_of, better, void
 from latentbridge.rundir import RunDir, read_json, read_jsonl, write_atomic, write_json
 
-SIGNIFICANCE = 0.05
-_SHARE = re.compile(r"(^|_)accuracy$")
-_LOWER_IS_BETTER = re.compile(
-    # seconds, but no rate
-    r"(^|_)(nll|loss|perplexity|bits_per_byte|(?<!per_)s|kv_mib|demand_cv|max_vio|dead_experts|gini|drop_rate)$"
-)
+_SHARE = re.compile(r"(^|_)(accuracy|share)$")
 
 
 def summarize(launch_folder: Path) -> Summary:
@@ -40,7 +39,7 @@ def read_launch(launch_folder: Path) -> Summary:
     for name in dict.fromkeys(run.cell for run in runs):
         own = [run for run in runs if run.cell == name]
         names = dict.fromkeys(metric for run in own for metric in run.metrics)
-        cells.append(CellRow(name=name, runs=own, metrics={m: _over_seeds(own, m) for m in names}))
+        cells.append(CellRow(name=name, runs=own, metrics={m: over_seeds(own, m) for m in names}))
     verdicts = judge(plan.get("compare", []), cells)
     return Summary(
         launch=launch_folder.name,
@@ -76,7 +75,8 @@ def read_run(record: dict[str, Any], launch_folder: Path) -> RunRow:
     return RunRow(**plain, state=state, **found)
 
 
-def _over_seeds(runs: Sequence[RunRow], metric: str) -> Metric:
+def over_seeds(runs: Sequence[RunRow], metric: str) -> Metric:
+    """Mean over seeds with its interval; of a single seed its own; void, with names, where one lacks it."""
     if reason := gaps(runs, metric):
         return void(reason)
     if len(runs) == 1:
@@ -84,54 +84,88 @@ def _over_seeds(runs: Sequence[RunRow], metric: str) -> Metric:
     return seed_mean([run.value(metric) for run in runs], share=bool(_SHARE.search(metric)))
 
 
-def lower_is_better(metric: str) -> bool:
-    """Whether a metric is a loss; told from the last word of its name."""
-    return bool(_LOWER_IS_BETTER.search(metric))
-
-
 def judge(comparisons: Sequence[dict[str, Any]], cells: Sequence[CellRow]) -> list[Verdict]:
-    """won or lost only beyond the spread of the seeds, after Holm's correction over all comparisons."""
+    """won or lost only beyond the spread of the seeds, after Holm's correction over all comparisons.
+
+    A metric of which neither less nor more is better claims nothing: it has no p, and counts for none.
+    """
     by_name = {cell.name: cell for cell in cells}
     verdicts = [
-        _compare(by_name, name, comparison["baseline"], comparison["metric"])
+        _compare(_side(by_name, side), _side(by_name, comparison["baseline"]), comparison["metric"])
         for comparison in comparisons
-        for name in comparison["against"]
+        for side in comparison["against"]
     ]
     corrected = iter(holm([verdict.p for verdict in verdicts if verdict.p is not None]))
     return [v if v.p is None else _decide(v, next(corrected)) for v in verdicts]
 
 
-def _compare(by_name: dict[str, CellRow], name: str, baseline: str, metric: str) -> Verdict:
-    """name minus baseline with the uncorrected p, not yet decided; void where the seeds cannot tell."""
-    samples: list[list[float]] = []
-    reason, p = "", None
-    for side in (name, baseline):
-        runs = by_name[side].runs if side in by_name else []
-        if lacking := gaps(runs, metric):
-            reason = reason or f"{side}: {lacking}"
-        elif len(runs) < 2:
-            reason = reason or f"{side}: {len(runs)} seeds; a spread takes 2 or more"
-        else:
-            samples.append([run.value(metric) for run in runs])
-    if not reason and not any(has_spread(values) for values in samples):
-        reason = "in each cell all seeds gave one value; there is no spread to judge by"
-    difference = void(reason)
-    if not reason:
-        difference, p = welch(*samples)
-    return Verdict(cell=name, baseline=baseline, metric=metric, outcome="void", difference=difference, p=p)
+class _Side(NamedTuple):
+    """Who is compared; void: why nobody could be chosen, chosen: why this one was."""
+
+    name: str
+    runs: Sequence[RunRow]
+    chosen: str = ""
+    void: str = ""
+
+
+def _side(by_name: dict[str, CellRow], side: str | dict[str, str]) -> _Side:
+    """A cell by name, or the best of several in the mean over seeds, of which none may be missing."""
+    if isinstance(side, str):
+        return _Side(side, by_name[side].runs if side in by_name else [])
+    pattern, metric, mode = side["best_of"], side["metric"], side["mode"]
+    cells = [by_name[name] for name in fnmatch.filter(by_name, pattern)]
+    lacking = [f"{cell.name}: {why}" for cell in cells if (why := gaps(cell.runs, metric))]
+    if lacking or not cells:
+        why = "; ".join(lacking) or "there is no such cell"
+        return _Side(pattern, [], void=f"nobody can say which of {pattern} is best by {metric}: {why}")
+    scores = {cell.name: fmean(run.value(metric) for run in cell.runs) for cell in cells}
+    best, why = best_of(scores, metric, mode)
+    return _Side(best, by_name[best].runs, chosen=why)
+
+
+def _compare(own: _Side, baseline: _Side, metric: str) -> Verdict:
+    """own minus baseline with the uncorrected p, not yet decided; void where the seeds cannot tell."""
+    sides = (baseline, own)
+    verdict = Verdict(
+        cell=own.name,
+        baseline=baseline.name,
+        metric=metric,
+        outcome="void",
+        difference=void(""),
+        chosen=tuple(side.chosen for side in sides if side.chosen),
+    )
+    for side in reversed(sides):
+        if reason := side.void or _cannot_tell(side, metric):
+            return replace(verdict, difference=void(reason))
+    test = compare_seeds(*({run.seed: run.value(metric) for run in side.runs} for side in (own, baseline)))
+    verdict = replace(verdict, difference=test.difference, p=test.p, by=test.by)
+    if test.p is None or better(metric):
+        return verdict
+    return replace(verdict, outcome="-", p=None)
+
+
+def _cannot_tell(side: _Side, metric: str) -> str:
+    """Why the seeds of a side have no spread to judge by; empty where they have."""
+    if lacking := gaps(side.runs, metric):
+        return f"{side.name}: {lacking}"
+    if len(side.runs) < 2:
+        return f"{side.name}: {counted(side.runs, 'seed')}; a spread takes 2 or more"
+    return ""
 
 
 def _decide(verdict: Verdict, p: float) -> Verdict:
-    assert verdict.difference.value is not None
-    better = (verdict.difference.value < 0) == lower_is_better(verdict.metric)
-    outcome: Literal["won", "tied", "lost"] = "tied" if p >= SIGNIFICANCE else "won" if better else "lost"
-    return replace(verdict, p=p, outcome=outcome)
+    direction = better(verdict.metric)
+    assert verdict.difference.value is not None and direction is not None
+    decided = outcome(verdict.difference.value, p, lower_is_better=direction == "lower")
+    return replace(verdict, p=p, outcome=decided)
 
 
 def _headline(verdicts: Sequence[Verdict], cells: Sequence[CellRow]) -> str:
     """The best cell on the metric that the launch is about: the first comparison's, else early stopping's."""
     stop = cells[0].runs[0].config.get("early_stop") if cells else None
-    metric = verdicts[0].metric if verdicts else stop.get("metric") if isinstance(stop, dict) else None
+    stop = stop if isinstance(stop, dict) else {}
+    metric = verdicts[0].metric if verdicts else stop.get("metric")
+    direction = _direction(metric, stop)
     measured = [(cell, cell.metrics[metric]) for cell in cells if metric in cell.metrics]
     ranked = sorted(
         (
@@ -140,8 +174,18 @@ def _headline(verdicts: Sequence[Verdict], cells: Sequence[CellRow]) -> str:
             if found.value is not None and not (metric == CLAIM and cell.is_beyond)
         ),
         key=lambda item: item[0],
-        reverse=not lower_is_better(metric or ""),
+        reverse=direction == "higher",
     )
     if not ranked:
         return f"{metric} void in every cell" if metric else "nothing measured"
+    if direction is None:
+        return f"{metric} of {len(ranked)} cells, none of which it makes the best"
     return f"{metric} {ranked[0][2]} in {ranked[0][1]}, the best of {len(ranked)}"
+
+
+def _direction(metric: str | None, stop: dict[str, Any]) -> Direction | None:
+    """Which value is better: as the name says, else as early stopping by this metric was told."""
+    if metric is None:
+        return None
+    told: Direction = "lower" if stop.get("mode") == "min" else "higher"
+    return better(metric) or (told if stop.get("metric") == metric else None)

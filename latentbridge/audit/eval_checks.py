@@ -61,7 +61,7 @@ class Checks:
             yield f"{counted(repeated, 'index', 'indices')} more than once: {ranges(repeated)}"
         gaps = list(_gaps(self.indices))
         if gaps:
-            yield f"indices missing: {_shorten(gaps)}"
+            yield f"indices missing: {shorten(gaps)}"
         yield from self._constants()
         if self.echoed:
             yield f"{counted(self.echoed, 'answer')} echoing the prompt: line {ranges(self.echoed)}"
@@ -71,7 +71,10 @@ class Checks:
                 f"line {ranges(self.rewritten)}"
             )
         if self.numeric:
-            yield f"equal as a number, not as text, so not counted: {_shorten(self.numeric)}"
+            yield (
+                f"{counted(self.numeric, 'answer')} equal as a number, not as text, so not counted: "
+                f"{shorten(self.numeric)}"
+            )
 
     def _constants(self) -> Iterator[str]:
         total = self.golds.total()
@@ -114,7 +117,7 @@ def ranges(numbers: Iterable[int]) -> str:
             runs[-1][1] = number
         else:
             runs.append([number, number])
-    return _shorten([_span(first, last) for first, last in runs])
+    return shorten([_span(first, last) for first, last in runs])
 
 
 def counted(items: Sized, one: str, many: str | None = None) -> str:
@@ -126,5 +129,6 @@ def _span(first: int, last: int) -> str:
     return str(first) if first == last else f"{first}-{last}"
 
 
-def _shorten(items: list[str], limit: int = 8) -> str:
+def shorten(items: list[str], limit: int = 8) -> str:
+    """The first few by name, the others by number."""
     return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")

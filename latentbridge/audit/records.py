@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from latentbridge.audit.ablations import read_launch
-from latentbridge.audit.statistics import seed_mean
+from latentbridge.audit.statistics.seeds import seed_mean
 from latentbridge.audit.summary import CellRow, RunRow, Summary, gaps
 from latentbridge.errors import LatentbridgeError
 from latentbridge.metric import Metric
@@ -73,6 +73,11 @@ class RunRecords:
     def specialisation(self) -> dict[str, Any] | None:
         """RUN/specialisation.json, see lm/specialisation.describe."""
         return self._json("specialisation.json")
+
+    @cached_property
+    def text(self) -> dict[str, Any] | None:
+        """RUN/text.json: sizes of the text that was trained on and evaluated on; None where there is none."""
+        return self._json("text.json")
 
     @cached_property
     def capacity(self) -> list[dict[str, Any]]:
@@ -164,6 +169,11 @@ class Records:
     def mixtures(self) -> list[CellRecords]:
         """Cells whose feed-forward layers are mixtures of experts."""
         return [cell for cell in self.cells if isinstance(cell.setting("mixture"), dict)]
+
+    @property
+    def layer_routing(self) -> list[CellRecords]:
+        """Cells whose layers read by gated delta, by softmax, or as a token is routed."""
+        return [cell for cell in self.cells if cell.setting("mixers")]
 
 
 def read_records(launch_folder: Path) -> Records:

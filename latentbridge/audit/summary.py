@@ -10,6 +10,10 @@ from typing import Any, Literal
 from latentbridge.metric import Metric, void
 
 CLAIM = "context_recovered"
+UNJUDGED = (
+    '"-": neither less nor more of such a metric is better, so nobody wins or loses by it; it has no p, '
+    "and the correction of others does not count it"
+)
 CONTROLS = ("context_recovered_no_source", "context_recovered_shuffled_source")
 
 
@@ -137,14 +141,27 @@ class CellRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """How one cell did against a baseline, as the spec asked before the run; p is Holm-corrected."""
+    """How one cell did against a baseline, as the spec asked before the run; p is Holm-corrected.
+
+    outcome: "-" where neither less nor more of the metric is better, and there is no p
+    chosen: where the spec names the best of several, in words which and why
+    """
 
     cell: str
     baseline: str
     metric: str
-    outcome: Literal["won", "tied", "lost", "void"]
+    outcome: Literal["won", "tied", "lost", "void", "-"]
     difference: Metric
     p: float | None = None
+    by: str = ""  # "3 pairs" of seeds where both have the same ones, else "Welch"; empty where void
+    chosen: tuple[str, ...] = ()
+
+    def as_record(self) -> dict[str, Any]:
+        """Plain data; `chosen` where anybody was."""
+        record = {**vars(self), "difference": self.difference.as_record()}
+        if not record.pop("chosen"):
+            return record
+        return {**record, "chosen": list(self.chosen)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +214,7 @@ class Summary:
                 }
                 for run in self.runs
             ],
-            "verdicts": [{**vars(v), "difference": v.difference.as_record()} for v in self.verdicts],
+            "verdicts": [verdict.as_record() for verdict in self.verdicts],
         }
 
 

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from latentbridge.audit.summary import CellRow, Summary, Verdict
+from latentbridge.audit.summary import UNJUDGED, CellRow, Summary, Verdict
 from latentbridge.metric import Metric, void
 
 MAX_WIDTH = 150
@@ -18,6 +18,11 @@ NAME_COLUMNS = ("cell", "baseline", "run")
 MANY_RUNS = 24
 
 INTERVALS = "mean over seeds [95 % t interval over seeds; of a single seed, over its samples]"
+
+COMPARISONS = (
+    "Comparisons by t of pairs of seeds, Welch's where cells differ in seeds "
+    "(tied: they cannot tell; p is Holm's, not the interval)"
+)
 
 ACCURACY = {
     "bridged": "bridged_accuracy",
@@ -108,7 +113,7 @@ class Block:
         widths = [max(len(text) for text in column) for column in zip(*rows, strict=True)]
         widths[-1] = len(self.header[-1])
         taken = sum(width + 2 for width, is_name in zip(widths, named, strict=True) if not is_name)
-        room = (MAX_WIDTH - taken) // sum(named) - 2
+        room = (MAX_WIDTH - taken) // max(1, sum(named)) - 2
         limit = max(MIN_NAME, min(MAX_NAME, room))
         return [
             [_cut_middle(text, limit) if is_name else text for text, is_name in zip(row, named, strict=True)]
@@ -119,12 +124,11 @@ class Block:
 def render(summary: Summary) -> str:
     """The text of summary.log, at most 150 columns wide."""
     done = sum(run.state == "DONE" for run in summary.runs)
-    lines = [*_wrap(f"{summary.launch}: {done} of {len(summary.runs)} runs done"), *_wrap(summary.headline)]
+    lines = [*wrap(f"{summary.launch}: {done} of {len(summary.runs)} runs done"), *wrap(summary.headline)]
     for block in blocks(summary):
         lines += block.lines()
-    notes = _notes(summary)
-    if notes:
-        lines += ["", "Notes", *(line for note in notes for line in _wrap(f"- {note}"))]
+    if found := notes(summary):
+        lines += ["", "Notes", *(line for note in found for line in wrap(f"- {note}"))]
     return "\n".join(lines) + "\n"
 
 
@@ -161,12 +165,22 @@ def blocks(summary: Summary) -> list[Block]:
     if summary.verdicts:
         found.append(
             Block(
-                "Comparisons by Welch's t over seeds (tied: they cannot tell; p is Holm's, not the interval)",
-                ["cell", "", "baseline", "metric", "p", "difference [95 % interval]"],
+                COMPARISONS,
+                ["cell", "", "baseline", "metric", "by", "p", "difference [95 % interval]"],
                 [_verdict_row(verdict) for verdict in summary.verdicts],
             )
         )
     return [*found, _run_block(summary)]
+
+
+def notes(summary: Summary) -> list[str]:
+    """Flags of runs, who was chosen, and the reason of every void; what many share is told once."""
+    chosen = dict.fromkeys(why for verdict in summary.verdicts for why in verdict.chosen)
+    found = [*summary.flags, *(f"chosen: {why}" for why in chosen)]
+    found += [UNJUDGED] if any(verdict.outcome == "-" for verdict in summary.verdicts) else []
+    for cell in summary.cells:
+        found += _void_notes(cell)
+    return found
 
 
 def _cell_block(summary: Summary) -> Block:
@@ -250,9 +264,10 @@ def _other_rows(summary: Summary) -> list[list[str]]:
 
 def _verdict_row(verdict: Verdict) -> list[str]:
     names = [verdict.cell, verdict.outcome, verdict.baseline, verdict.metric]
-    if verdict.difference.value is None or verdict.p is None:
-        return [*names, "-", " ".join((verdict.difference.void or "").split())]
-    return [*names, f"{verdict.p:.3g}", f"{verdict.difference}"]
+    if verdict.difference.value is None:
+        return [*names, verdict.by or "-", "-", " ".join((verdict.difference.void or "").split())]
+    p = "-" if verdict.p is None else f"{verdict.p:.3g}"
+    return [*names, verdict.by, p, f"{verdict.difference}"]
 
 
 def _run_block(summary: Summary) -> Block:
@@ -293,14 +308,6 @@ def _brief(metric: Metric, interval: bool) -> str:
     return str(metric) if interval else f"{metric.value:.3f}"
 
 
-def _notes(summary: Summary) -> list[str]:
-    """Flags of runs, and the reason of every void; a reason that many metrics share is told once."""
-    notes = summary.flags
-    for cell in summary.cells:
-        notes += _void_notes(cell)
-    return notes
-
-
 def _void_notes(cell: CellRow) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for name, metric in cell.metrics.items():
@@ -324,5 +331,6 @@ def _cut_middle(text: str, width: int) -> str:
     return text[:head] + "…" + text[head + 1 - width :]
 
 
-def _wrap(text: str) -> list[str]:
+def wrap(text: str) -> list[str]:
+    """Lines of at most MAX_WIDTH, all but the first indented."""
     return textwrap.wrap(text, MAX_WIDTH, subsequent_indent="  ", break_on_hyphens=False)

@@ -43,7 +43,9 @@ def test_every_number_of_the_figure_is_in_its_csv_with_run_ids(filled):
 
     written = draw(filled.path)
 
-    assert [path.name for path in written] == ["soft_tokens.csv", "soft_tokens.png", "soft_tokens.svg"]
+    assert [path.name for path in written] == [
+        f"soft_tokens.{suffix}" for suffix in ("csv", "pdf", "png", "svg")
+    ]
     rows = read_csv(filled)
     assert len(rows) == 3 * 4
     (swap,) = [row for row in rows if row["cell"] == "swap" and row["metric"] == "bridged_accuracy"]
@@ -78,7 +80,7 @@ def test_one_seed_without_an_interval_can_be_drawn(launch):
     pytest.importorskip("matplotlib")
     launch.run("a", 1, {"context_recovered": Metric(value=0.3, n=1)}, config=config(8))
 
-    assert len(draw(launch.path)) == 3
+    assert len(draw(launch.path)) == 4
 
 
 def test_nothing_measured_is_no_figure_and_no_error(launch, metric):
@@ -96,3 +98,12 @@ def test_without_matplotlib_there_is_still_the_data(filled, monkeypatch, caplog)
 
     assert [path.name for path in written] == ["soft_tokens.csv"]
     assert "latentbridge[report]" in caplog.text
+
+
+def test_that_matplotlib_is_missing_is_said_once_a_launch(launch, monkeypatch, caplog):
+    """It was said once a figure, in every launch of the base install."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    launch.mixture("softk", 1)
+
+    assert len(draw(launch.path)) > 3
+    assert len(caplog.records) == 1

@@ -106,7 +106,7 @@ def loads_of(cell: CellRecords, runs: Sequence[Any]) -> list[Row]:
 
 def _plot_bars(rows: Sequence[Row], caption: str) -> Canvas:
     cells, layers = unique(rows, "cell")[:MOST_CELLS], sorted(unique(rows, "layer"))
-    figure = new_figure(caption, PAGE_IN, 0.4 + 0.75 * len(cells))
+    figure = new_figure(caption, PAGE_IN, 0.4 + 0.75 * len(cells), stacks=False)
     look = looks(unique(rows, "cell"))
     all_axes = figure.subplots(len(cells), len(layers), sharey="row", squeeze=False)
     for cell, line in zip(cells, all_axes, strict=True):

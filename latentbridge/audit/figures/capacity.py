@@ -18,7 +18,7 @@ from latentbridge.audit.figures.style import (
     thousands,
 )
 from latentbridge.audit.records import Records
-from latentbridge.audit.statistics import seed_mean
+from latentbridge.audit.statistics.seeds import seed_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

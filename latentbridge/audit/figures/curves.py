@@ -15,7 +15,7 @@ from latentbridge.audit.figures.style import (
     new_figure,
     thousands,
 )
-from latentbridge.audit.records import Records, evaluated, logged
+from latentbridge.audit.records import CellRecords, Records, evaluated, logged
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -36,16 +36,23 @@ ABOUT = (
 )
 
 
-def _read(records: Records, panels: Sequence[str]) -> Sheet:
+BRIDGE = {
+    "losses.lm": "nats per token of training answers",
+    "context_recovered": "context recovered",
+    "bridged_accuracy": "bridged accuracy",
+}
+
+
+def _read(records: Records, panels: Sequence[str], of: str = "text") -> Sheet:
     sheet = Sheet(ABOUT)
     # a launch of other workloads has none of these
-    cells = [cell for cell in records.cells if cell.setting("text") is not None]
+    cells = [cell for cell in records.cells if cell.setting(of) is not None]
     for cell in cells:
-        if why := "; ".join(f"seed {run.seed} {run.state}" for run in cell.row.runs if run.state != "DONE"):
+        if why := unfinished(cell):
             sheet.left_out[cell.name] = why
             continue
         for panel in panels:
-            read = evaluated(panel) if panel.startswith("val_") else logged(*panel.split("."))
+            read = logged(*panel.split(".")) if panel in TRAINING else evaluated(panel)
             for point in cell.curve(read):
                 sheet.rows.append(
                     {
@@ -58,6 +65,12 @@ def _read(records: Records, panels: Sequence[str]) -> Sheet:
                 )
     without(cells, {row["cell"] for row in sheet.rows}, "nothing was logged", sheet)
     return sheet
+
+
+def unfinished(cell: CellRecords) -> str:
+    """Seeds that are not done, and why; empty where all are."""
+    runs = [run for run in cell.row.runs if run.state != "DONE"]
+    return "; ".join(f"seed {run.seed} {run.state} {run.cause}".rstrip() for run in runs)
 
 
 def _plot(rows: Sequence[Row], caption: str, panels: dict[str, str]) -> Canvas:
@@ -74,7 +87,7 @@ def _plot(rows: Sequence[Row], caption: str, panels: dict[str, str]) -> Canvas:
         if panel == "tokens_per_s":
             thousands(axes.yaxis)
         # untrained weights would take half of the height
-        if panel != "tokens_per_s" and (top := _trained(where(rows, metric=panel))):
+        if (panel in OVERLAY or panel == "grad_norm") and (top := trained_top(where(rows, metric=panel))):
             axes.set_ylim(top=top)
     last = where(rows, metric=shown[-1])
     ends = {row["cell"]: row["mean"] for row in last}
@@ -82,7 +95,7 @@ def _plot(rows: Sequence[Row], caption: str, panels: dict[str, str]) -> Canvas:
     return figure
 
 
-def _trained(rows: Sequence[Row]) -> float:
+def trained_top(rows: Sequence[Row]) -> float:
     """What all curves are below after their first tenth of updates, with some room."""
     late = [row["high"] for row in rows if row["step"] >= max(r["step"] for r in rows) / 10]
     low = min(row["low"] for row in rows)
@@ -93,5 +106,10 @@ FIGURES = (
     Figure("overlay", lambda records: _read(records, list(OVERLAY)), lambda r, c: _plot(r, c, OVERLAY)),
     Figure(
         "training_curve", lambda records: _read(records, list(TRAINING)), lambda r, c: _plot(r, c, TRAINING)
+    ),
+    Figure(
+        "bridge_curve",
+        lambda records: _read(records, list(BRIDGE), "source"),
+        lambda r, c: _plot(r, c, BRIDGE),
     ),
 )

@@ -31,6 +31,8 @@ class Sheet:
         return f"{launch}. {self.about}" + (f" Left out: {missing}." if missing else "")
 
     def as_csv(self) -> str:
+        """Every row with the runs that it is of: `run_id` of one, `run_ids` of several."""
+        assert {"run_id", "run_ids"} & set(self.rows[0]), "a row must say of which runs it is"
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.rows[0]), lineterminator="\n")
         writer.writeheader()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from latentbridge.audit.figures.anatomy import model_name
 from latentbridge.audit.figures.sheet import Figure, Row, Sheet
 from latentbridge.audit.figures.style import COLOURS, COLUMN_IN, GREY, SMALL, new_figure
 from latentbridge.audit.records import Records, setting
@@ -86,7 +87,7 @@ def _points_of(cell: CellRow, problems: str) -> Iterable[Point]:
         if name in drawn and metric.value is not None:
             yield Point(
                 cell=cell.name,
-                direction=" → ".join(_model_name(config, side) for side in ("source", "target")) + problems,
+                direction=" → ".join(model_name(config, side) for side in ("source", "target")) + problems,
                 fixes="on" if weight else "off",
                 soft_tokens=cell.soft_tokens,
                 metric=name,
@@ -97,11 +98,6 @@ def _points_of(cell: CellRow, problems: str) -> Iterable[Point]:
                 interval_over=cell.interval_over,
                 run_ids=" ".join(run.id for run in cell.runs),
             )
-
-
-def _model_name(config: dict[str, Any], side: str) -> str:
-    """`llama` of `bundled:llama` or `meta/llama`."""
-    return str(setting(config, side, "model")).replace(":", "/").rstrip("/").rsplit("/", 1)[-1]
 
 
 def _plot(rows: Sequence[Row], caption: str) -> Canvas:

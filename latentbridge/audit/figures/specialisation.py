@@ -184,7 +184,8 @@ def _read_text(records: Records) -> Sheet:
 def _plot_text(rows: Sequence[Row], caption: str) -> Canvas:
     panels = _panels(rows, MOST_TEXTS)
     line_in = 0.115
-    figure = new_figure(caption, PAGE_IN, 0.25 + len(panels) * (line_in * PASSAGE_LINES + 0.21))
+    height = 0.25 + len(panels) * (line_in * PASSAGE_LINES + 0.21)
+    figure = new_figure(caption, PAGE_IN, height, stacks=False)
     colours = _tints(rows)
     all_axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     _explain(figure, colours)

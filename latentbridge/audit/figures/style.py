@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
 # the text width of the usual conference style, and of a page
 COLUMN_IN, PAGE_IN = 5.5, 7.2
+# one of two columns on a page
+NARROW_IN = 3.3
+_widest_in: ContextVar[float] = ContextVar("widest_in", default=PAGE_IN)
 # Okabe and Ito's colours stay apart for every kind of colour blindness; their yellow is too light for lines
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
@@ -31,21 +36,48 @@ RC = {
     "ytick.major.width": 0.6,
     "svg.hashsalt": "0",
     "svg.fonttype": "none",
+    # letters, which can be searched and which publishers accept, not drawings of them
+    "pdf.fonttype": 42,
 }
 # a line of the caption, at its size: characters to the inch, and how high
 _PER_INCH, _LINE_IN = 23, 0.1
 _CAPTION_SIZE = 5.5
 
 
-def new_figure(caption: str, width: float, height: float) -> Figure:
-    """An empty figure of this size above its caption."""
+@contextmanager
+def at_most(width_in: float) -> Iterator[None]:
+    """Figures made meanwhile are no wider; what stands side by side in wider ones is stacked."""
+    token = _widest_in.set(width_in)
+    try:
+        yield
+    finally:
+        _widest_in.reset(token)
+
+
+def fitting(width: float) -> float:
+    """This width, or all there is."""
+    return min(width, _widest_in.get())
+
+
+def new_figure(caption: str, width: float, height: float, *, stacks: bool = True) -> Figure:
+    """An empty figure of this size above its caption; of less width where that is all there is.
+
+    stacks: False where the places of panels tell something, so that it keeps its width
+    """
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    lines = textwrap.wrap(caption, int(_PER_INCH * width))
+    shown = fitting(width) if stacks else width
+    lines = textwrap.wrap(caption, int(_PER_INCH * shown))
     # names at the ends of curves come out a little wider than they were measured
     layout = ConstrainedLayoutEngine(rect=(0.005, 0, 0.98, 1))
-    figure = Figure(figsize=(width, height + _LINE_IN * len(lines)), layout=layout)
+    size = (shown, height + _LINE_IN * len(lines))
+    if shown < width:
+        from latentbridge.audit.figures.narrow import Narrow
+
+        figure: Figure = Narrow(width, height, figsize=size, layout=layout)
+    else:
+        figure = Figure(figsize=size, layout=layout)
     figure.supxlabel("\n".join(lines), fontsize=_CAPTION_SIZE, color=GREY, x=0.01, ha="left")
     return figure
 

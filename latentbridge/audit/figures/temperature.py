@@ -116,7 +116,7 @@ def _read_ablation(records: Records) -> Sheet:
 
 
 def _plot_ablation(rows: Sequence[Row], caption: str) -> Canvas:
-    figure = new_figure(caption, PAGE_IN, 5.6)
+    figure = new_figure(caption, PAGE_IN, 5.6, stacks=False)
     grid = figure.add_gridspec(3, 3)
     curve = [row for row in rows if not row["metric"].startswith("table_")]
     wide, minutes = figure.add_subplot(grid[0, :2]), figure.add_subplot(grid[0, 2])

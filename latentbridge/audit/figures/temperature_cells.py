@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from latentbridge.audit.figures.sheet import Row, Sheet
 from latentbridge.audit.records import CellRecords, Records, RunRecords, evaluated, final, logged
-from latentbridge.audit.statistics import has_spread, welch
+from latentbridge.audit.statistics.seeds import compare_seeds
 
 WHERE = ("mixture", "router", "temperature")
 LOSS, ACCURACY, ENTROPY, CONFIDENCE = "val_nll", "val_accuracy", "val_entropy", "val_confidence"
@@ -105,7 +105,7 @@ def last(metric: str) -> Read:
 
 
 def verdict(series: str, group: Sequence[tuple[float, CellRecords]]) -> list[Row]:
-    """The best and the worst temperature of a series by the loss of their best weights, and Welch's test."""
+    """The best and the worst temperature of a series by the loss of their best weights; what seeds tell."""
     ranked = []
     for temperature, cell in group:
         metric = cell.over_seeds(final(LOSS))
@@ -115,10 +115,11 @@ def verdict(series: str, group: Sequence[tuple[float, CellRecords]]) -> list[Row
     rows = []
     for name, (value, temperature, cell) in (("best", ranked[0]), ("worst", ranked[-1])):
         rows += _row(cell, f"table_{name}", {"mean": value}, series, temperature)
-    losses = [[run.row.value(LOSS) for run in cell.runs] for _, _, cell in (ranked[-1], ranked[0])]
-    if all(len(values) > 1 for values in losses) and any(has_spread(values) for values in losses):
-        difference, p = welch(*losses)
+    apart = (ranked[-1][2], ranked[0][2])
+    losses = [{run.row.seed: run.row.value(LOSS) for run in cell.runs} for cell in apart]
+    if all(len(values) > 1 for values in losses) and (test := compare_seeds(*losses)).p is not None:
+        difference = test.difference
         found = {"mean": difference.value, "low": difference.low, "high": difference.high}
         rows += _row(ranked[-1][2], "table_difference", found, series, ranked[-1][1])
-        rows += _row(ranked[-1][2], "table_p", {"mean": p}, series, ranked[-1][1])
+        rows += _row(ranked[-1][2], "table_p", {"mean": test.p}, series, ranked[-1][1])
     return rows

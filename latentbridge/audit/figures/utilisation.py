@@ -20,7 +20,7 @@ from latentbridge.audit.figures.style import (
 from latentbridge.audit.figures.temperature import against_temperature
 from latentbridge.audit.figures.temperature_cells import constant_series
 from latentbridge.audit.records import Records, RunRecords, shares
-from latentbridge.audit.statistics import seed_mean
+from latentbridge.audit.statistics.seeds import seed_mean
 from latentbridge.lm.routing_metrics import gini
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""One tidy table of any mixture of our runs and the files of the published systems."""

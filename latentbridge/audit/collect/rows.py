@@ -1,0 +1,109 @@
+"""A row of the collected table, and what every reader makes rows with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from latentbridge.errors import DamageError
+from latentbridge.metric import Metric, void
+from latentbridge.rundir import read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One metric of one evaluation of one run; value None: void, and `void` says why."""
+
+    source: str
+    layout: str
+    run: str
+    cell: str | None = None
+    seed: int | None = None
+    # equal hashes of one layout: the same computation was asked for
+    config: str | None = None
+    label: str | None = None
+    step: int | None = None
+    metric: str = ""
+    value: float | None = None
+    # None: the file does not tell
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    void: str | None = None
+    flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("seed", "step", "n"):
+            found = getattr(self, name)
+            # some writers make every number a float
+            is_whole = type(found) is int or (isinstance(found, float) and found.is_integer())
+            if not (found is None or (is_whole and abs(found) < 2**63)):
+                raise DamageError(f"{self.source}: {name} is {found!r}; an integer is needed")
+        for name in ("value", "low", "high"):
+            found = getattr(self, name)
+            if found is not None and type(found) not in (int, float):
+                raise DamageError(f"{self.source}: {name} of {self.metric} is {found!r}; a number is needed")
+
+    def at(self, label: str, step: int | None = None) -> Row:
+        """The same run, at another evaluation."""
+        return replace(self, label=label, step=step)
+
+    def having(self, metric: str, value: Any, *flags: str, gone: str = "") -> Row:
+        """The same evaluation with a value as a file holds it; gone: why that value means nothing."""
+        empty = value is None or value == ""
+        number = None if empty else _number(value, f"{self.source}: {metric}")
+        reason = gone or ("empty in the file" if number is None else "")
+        if not reason and number is not None and not math.isfinite(number):
+            reason = f"not finite ({number})"
+        found = {"value": None, "void": reason} if reason else {"value": number, "void": None}
+        return replace(self, metric=metric, flags=flags, **found)
+
+    def measured(self, metric: str, found: Metric, *flags: str) -> Row:
+        """The same evaluation with a metric of ours."""
+        plain = {name: getattr(found, name) for name in ("value", "n", "low", "high", "void")}
+        return replace(self, metric=metric, flags=flags, **plain)
+
+    def lacking(self, metric: str, reason: str) -> Row:
+        """The same evaluation with a metric that is void."""
+        return replace(self.measured(metric, void(reason)), n=None)
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        raise DamageError(f"{where} is {value!r}; a number is needed") from None
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """Twelve hex digits, equal for equal settings."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """A JSON object that holds these keys; DamageError names what it lacks."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise DamageError(f"{path}: a JSON object is needed, not a {type(found).__name__}")
+    if lacking := [key for key in keys if key not in found]:
+        raise DamageError(f"{path}: the key {', '.join(lacking)} is missing")
+    return found
+
+
+def read_text(path: Path) -> str:
+    """A log's text; progress bars' carriage returns end lines too, and bytes that are no text are marked."""
+    text = path.read_bytes().decode(errors="replace").replace("\r", "\n")
+    if not text.strip("\n\0 "):
+        raise DamageError(f"{path}: empty")
+    return text
+
+
+def numbered(name: str, values: Any) -> Iterator[tuple[str, Any]]:
+    """`name[0]`, `name[1]`, ... of a list; nothing of what is none."""
+    if isinstance(values, list):
+        yield from ((f"{name}[{i}]", value) for i, value in enumerate(values))

@@ -1,0 +1,125 @@
+"""Runs of the published systems in a folder: how each ended, and its last numbers; writes nothing.
+
+latentwire          train.log, and its answers in eval_samples_step_*.jsonl
+moe-routing-bench   train_log.jsonl, hparams.json
+blueberry           metrics.json or training_results.json
+A run is the folder that holds such a file, wherever it lies, as `collect` reads it. Answers are counted anew;
+where a log has an accuracy and no answers, the accuracy is void. Tables are no runs, and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from latentbridge.audit.collect.mixtures import SEVERAL_RUNS
+from latentbridge.audit.collect.rows import Row
+from latentbridge.audit.collect.table import collect
+from latentbridge.audit.eval_file import audit_file, label_of
+from latentbridge.audit.eval_jsonl import find_eval_files
+from latentbridge.metric import Metric, void
+from latentbridge.rundir import read_json
+
+ANSWERS = "bridged_accuracy"
+# of each kind of file the numbers that a run is known by
+METRICS = {
+    "train.log": (ANSWERS,),
+    "train_log.jsonl": ("val_loss", "ppl", "bpc"),
+    "metrics.json": ("val_loss", "val_accuracy", "val_perplexity"),
+    "training_results.json": ("best_val_loss",),
+}
+
+
+@dataclass
+class SeedRun:
+    """One run as it was found."""
+
+    name: str  # its folder, relative to what was read
+    layout: str
+    is_finished: bool
+    why: str  # what says so
+    metrics: dict[str, Metric] = field(default_factory=dict)
+
+
+@dataclass
+class SeedFolder:
+    """What was found, and what could not be read: file, and what is wrong with it."""
+
+    runs: list[SeedRun] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+    @property
+    def layout(self) -> str:
+        """The layouts of its runs; `unknown` where there is none."""
+        return ", ".join(sorted({run.layout for run in self.runs})) or "unknown"
+
+
+def read_seed_folder(folder: Path) -> SeedFolder:
+    """Every run at or below a folder."""
+    collected = collect(folder)
+    found = SeedFolder(unread=[reason.replace(f"{folder}/", "") for reason in collected.unreadable])
+    by_file: dict[str, list[Row]] = {}
+    for row in collected.rows:
+        by_file.setdefault(row.source, []).append(row)
+    for source, rows in by_file.items():
+        path = folder / source
+        if path.name in METRICS:
+            is_finished, why = _ending(path, rows)
+            metrics = {ANSWERS: _recount(path, rows)} if path.name == "train.log" else _last(path, rows)
+            name = str(Path(source).parent)
+            found.runs.append(SeedRun(name, rows[0].layout, is_finished, why, metrics))
+    for path in find_eval_files(folder):
+        audit = audit_file(path)
+        if audit.malformed:
+            lines = ", ".join(map(str, audit.malformed[:5]))
+            found.unread.append(f"{path.relative_to(folder)}: no JSON record in lines {lines}")
+    found.runs.sort(key=lambda run: run.name)
+    return found
+
+
+def _ending(path: Path, rows: Sequence[Row]) -> tuple[bool, str]:
+    """Whether a run came to its end, and what says so."""
+    if path.name == "train.log":
+        if any(row.label == "final" for row in _evaluations(rows)):
+            return True, "its log has the final evaluation"
+        return False, str(rows[-1].void)
+    if path.name != "train_log.jsonl":
+        return True, "it has results, which are written at the end"
+    if rows[0].void == SEVERAL_RUNS:
+        return False, "steps start again within the log"
+    planned, last = _planned_steps(path.with_name("hparams.json")), rows[-1].step or 0
+    is_finished = last > 0 and (planned is None or last >= planned)
+    return is_finished, f"its log ends at step {last} of {planned or 'an unknown number'}"
+
+
+def _planned_steps(hparams: Path) -> int | None:
+    """None where nothing tells."""
+    planned = read_json(hparams).get("max_steps") if hparams.exists() else None
+    return planned if type(planned) is int else None
+
+
+def _recount(path: Path, rows: Sequence[Row]) -> Metric:
+    """The accuracy of the final answers beside a log, whatever the log says."""
+    files = [file for file in find_eval_files(path.parent) if file.parent == path.parent]
+    if final := [file for file in files if label_of(file) == "final"]:
+        return audit_file(final[0]).accuracy
+    if files:
+        return void(f"no final evaluation; {files[-1].name} is the last")
+    return void(f"{len(_evaluations(rows))} logged accuracies without an answer to count")
+
+
+def _evaluations(rows: Sequence[Row]) -> list[Row]:
+    """One row of every evaluation that a log has: it always says what the target alone does."""
+    return [row for row in rows if row.metric == "target_alone_accuracy"]
+
+
+def _last(path: Path, rows: Sequence[Row]) -> dict[str, Metric]:
+    """The last of each number; one without an interval each, void where it is none."""
+    last = {row.metric: row for row in rows if row.label in ("final", "best", rows[-1].label)}
+    absent = void(f"not in {path.name}")
+    return {name: _metric(last[name]) if name in last else absent for name in METRICS[path.name]}
+
+
+def _metric(row: Row) -> Metric:
+    return void(row.void) if row.void else Metric(value=row.value, n=row.n or 1)

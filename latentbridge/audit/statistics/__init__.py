@@ -1,0 +1,1 @@
+"""What may be said from a handful of seeds and some hundred questions, each method by its name."""

@@ -1,0 +1,184 @@
+import json
+
+import pytest
+
+from latentbridge.audit.collect.table import collect
+
+UNIFIED = (
+    "run,router,top_k,capacity_factor,num_experts,dim,expand,world_size,best_step,best_val_ppl,best_val_loss,"
+    "best_tokens_per_s,best_eff_tflops,final_val_ppl,final_val_loss,median_tokens_per_s,median_eff_tflops,"
+    "median_bw_GiBps,mean_drop_rate,mean_load_cv,mean_gate_entropy,log_path\n"
+)
+CELLS = "4,1200,5.5,1.7,2.7e7,,5.6,1.72,2.6e7,,,0.0,0.3,0.4,x/train_log.jsonl\n"
+
+
+def study(**changes):
+    history = {
+        "steps": [10, 20],
+        "train_losses": [3.5, 0.25],
+        "val_losses": [10.775, 24.148],
+        "val_accuracies": [0.02, 0.0],
+        "val_perplexities": [47800.0, 485165195.40979],
+        "elapsed_times": [0.1, 0.2],
+        "learning_rates": [0.07, 0.0634],
+        "temperatures": [5.0, 1.0],
+        "routing_entropies": [0.0, 0.0],
+        "selection_confidences": [0.0, 0.0],
+        "expert_utilizations": [[0.25, 0.75, 0.0], [0.5, 0.25, 0.25]],
+        "load_balancing_losses": [0.06, 0.061],
+    }
+    return {
+        "experiment_name": "schedule_linear",
+        "description": "linear",
+        "temperature": 5.0,
+        "temperature_schedule": "linear",
+        "final_metrics": {"val_loss": 24.148, "val_accuracy": 0.0, "val_perplexity": 485165195.40979},
+        "history": history,
+        "routing_stats": {"avg_entropy": 0.0, "avg_confidence": 0.0, "num_layers": 0},
+        "config": {"max_steps": 500, "batch_size": 24, "num_experts": 8, "expert_top_k": 2},
+        **changes,
+    }
+
+
+@pytest.fixture
+def put(tmp_path):
+    def put(name, content):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+    return put
+
+
+def found_in(folder):
+    rows = collect(folder).rows
+    return {(row.run, row.label, row.metric): row for row in rows}
+
+
+def test_a_history_is_a_row_per_evaluation_and_a_measured_zero_stays_zero(put, tmp_path):
+    put("results/schedule_linear/metrics.json", study())
+
+    rows = found_in(tmp_path)
+    run = "results/schedule_linear"
+
+    assert rows[run, "20", "val_loss"].value == 24.148
+    assert rows[run, "20", "val_accuracy"].value == 0.0
+    assert rows[run, "10", "temperature"].value == 5.0
+    assert rows[run, "10", "expert_utilization[2]"].value == 0.0
+    assert rows[run, "final", "val_loss"].step is None
+
+
+def test_what_was_never_recorded_and_what_was_capped_is_void(put, tmp_path):
+    put("metrics.json", study())
+
+    rows = {(label, metric): row for (_, label, metric), row in found_in(tmp_path).items()}
+    gone = [("20", "routing_entropy"), ("10", "selection_confidence"), ("final", "avg_entropy")]
+    gone += [("20", "val_perplexity"), ("final", "val_perplexity")]
+
+    assert [rows[key].value for key in gone] == [None] * 5
+    assert rows["20", "val_perplexity"].void == "capped at exp(20): no perplexity"
+    assert rows["10", "val_perplexity"].value == 47800.0
+
+
+def test_histories_of_unequal_lengths_are_refused(put, tmp_path):
+    wrong = study()
+    wrong["history"]["val_losses"].pop()
+    put("metrics.json", wrong)
+
+    found = collect(tmp_path)
+
+    assert (found.rows, found.files) == ([], 0)
+    assert "1 val_losses for 2 steps" in found.unreadable[0]
+
+
+def test_a_loss_that_holds_the_balance_term_is_flagged_and_a_static_one_is_not(put, tmp_path):
+    config = {"use_dynamic_routing": True, "routed_layers": [1, 2], "load_balance_alpha": 0.5}
+    results = {"total_time": 574.0, "best_val_loss": 4.4263}
+    common = {"experiment": "exp11", "results": results}
+    put("dynamic/training_results.json", {**common, "config_name": "dynamic", "config": config})
+    history = [{"step": 50, "loss": 4.5, "accuracy": 0.3, "perplexity": 90.0, "layer_1_gdn_pct": 54.0}]
+    put("dynamic/val_history.json", history)
+    static = {**config, "use_dynamic_routing": False, "routed_layers": []}
+    put("static/training_results.json", {**common, "config_name": "baseline", "config": static})
+
+    rows = found_in(tmp_path)
+
+    assert rows["dynamic", "best", "best_val_loss"].flags == ("holds the balance loss: no language loss",)
+    assert rows["dynamic", "50", "val_loss"].flags == rows["dynamic", "best", "best_val_loss"].flags
+    assert rows["dynamic", "50", "layer_1_gdn_pct"].value == 54.0
+    assert rows["static", "best", "best_val_loss"].flags == ()
+    assert rows["static", "final", "total_time"].flags == ()
+
+
+def test_a_routers_summary_is_a_row_per_metric_and_an_empty_cell_is_void(put, tmp_path):
+    put("results/unified_summary.csv", UNIFIED + f"unified_softk_cf1_25,softk,2,1.25,8,256,,{CELLS}")
+
+    rows = found_in(tmp_path)
+    run = "results/unified_softk_cf1_25"
+
+    assert (rows[run, "best", "val_loss"].value, rows[run, "best", "val_loss"].step) == (1.7, 1200)
+    assert (rows[run, "final", "val_loss"].value, rows[run, "final", "val_loss"].step) == (1.72, None)
+    assert (rows[run, "run", "mean_drop_rate"].value, rows[run, "run", "mean_drop_rate"].void) == (0.0, None)
+    assert rows[run, "run", "median_bw_GiBps"].void == "empty in the file"
+    assert rows[run, "run", "median_tokens_per_s"].flags[0].startswith("published rates")
+    assert rows[run, "best", "val_loss"].cell == "softk"
+
+
+def test_one_setting_twice_in_a_table_is_flagged_and_its_seeds_are_not(put, tmp_path):
+    lines = "".join(f"{run},softk,2,1.25,8,256,,{CELLS}" for run in ("a", "b", "c-s17", "c-s18"))
+    put("unified_summary.csv", UNIFIED + lines)
+
+    flags = {
+        run.rsplit("/")[-1]: row.flags
+        for (run, _, name), row in found_in(tmp_path).items()
+        if name == "val_loss"
+    }
+
+    assert [flags["a"], flags["c-s17"], flags["c-s18"]] == [(), (), ()]
+    assert flags["b"] == (f"identical config to {tmp_path.name}/a",)
+
+
+def test_summaries_of_adapters_and_of_router_networks_are_read(put, tmp_path):
+    put(
+        "perft/variants_summary.csv",
+        "variant,step,train_loss,eval_loss\nR_N4_k1_r8,10,2.5,2.25\nR_N4_k1_r8,eval,,1.5\n",
+    )
+    columns = "run,router_arch,strategy,router_params,mean_topk_prob,gate_entropy,ppl,tokens_per_s\n"
+    put("arch/router_arch_summary.csv", f"{columns}arch_mlp_softk,mlp,softk,33928,0.8,0.4,8.5,5.6e7\n")
+
+    rows = found_in(tmp_path)
+
+    assert (
+        rows["perft/R_N4_k1_r8", "10", "eval_loss"].step,
+        rows["perft/R_N4_k1_r8", "10", "eval_loss"].value,
+    ) == (10, 2.25)
+    assert rows["perft/R_N4_k1_r8", "final", "eval_loss"].value == 1.5
+    assert rows["perft/R_N4_k1_r8", "final", "train_loss"].value is None
+    assert rows["arch/arch_mlp_softk", "run", "ppl"].value == 8.5
+
+
+def test_runs_appended_to_one_log_give_no_number_and_a_log_of_one_does(put, tmp_path):
+    for name, steps in (("tiny", (25, 50, 25)), ("one", (25, 50))):
+        lines = (json.dumps({"step": step, "ppl": 4.5 - step / 100}) + "\n" for step in steps)
+        put(f"{name}/train_log.jsonl", "".join(lines))
+
+    rows = collect(tmp_path).rows
+
+    assert [(row.step, row.value) for row in rows if row.run == "one"] == [(25, 4.25), (50, 4.0)]
+    reason = "the log holds several runs, which nothing tells apart"
+    assert [(row.value, row.void) for row in rows if row.run == "tiny"] == [(None, reason)] * 3
+
+
+def test_a_runs_log_takes_seed_and_settings_from_beside_it(put, tmp_path):
+    asked = {"strategy": "softk", "capacity_factor": 1.25, "seed": 17}
+    record = {"step": 200, "val_loss": 2.5, "drop_rate": 0.0, "strategy": "softk", "tokens_per_s": 2.7e7}
+    for name, changes in (("a", {}), ("b", {"outdir": "elsewhere"}), ("c", {"seed": 18})):
+        put(f"{name}/hparams.json", {**asked, **changes})
+        put(f"{name}/train_log.jsonl", json.dumps({**record, "loss_of": len(name + str(changes))}) + "\n")
+
+    rows = found_in(tmp_path)
+
+    first = rows["a", "200", "val_loss"]
+    assert (first.value, first.step, first.seed, first.cell) == (2.5, 200, 17, "softk")
+    assert rows["a", "200", "drop_rate"].value == 0.0
+    assert "strategy" not in {metric for _, _, metric in rows}
+    assert [rows[run, "200", "val_loss"].flags for run in "abc"] == [(), ("identical config to a",), ()]
