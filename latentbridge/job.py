@@ -15,12 +15,14 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from latentbridge.config import JobConfig, load
 from latentbridge.errors import LatentbridgeError, RunError
 from latentbridge.rundir import RunDir, append_jsonl, hold_lock, keep_records, write_json
+from latentbridge.trackers import Trackers
 
 JobConfigT = TypeVar("JobConfigT", bound=JobConfig)
 
@@ -75,6 +77,10 @@ class Run:
         rehearsal = self.folder.read_manifest().get("rehearsal") or {}
         return not {check, ALL_CHECKS}.isdisjoint(rehearsal.get("off", []))
 
+    @cached_property
+    def _trackers(self) -> Trackers:
+        return Trackers(self.folder, self.folder.read_manifest().get("trackers", []))
+
     def announce(self) -> None:
         """Say in the attempt which process this rank is, and from now on where it stands on SIGQUIT."""
         if self.attempt is None:
@@ -101,11 +107,13 @@ class Run:
         self.beat()
         if self.is_main:
             append_jsonl(self.folder.train_log, record)
+            self._trackers.follow(record)
 
     def log_metrics(self, record: dict[str, Any]) -> None:
         """Add one evaluation's record to metrics.jsonl (rank 0)."""
         if self.is_main:
             append_jsonl(self.folder.metrics_log, record)
+            self._trackers.follow(record)
 
     def sync(self) -> None:
         """Have the records so far outlive a power cut, as the checkpoint does that is about to be written."""
@@ -159,6 +167,11 @@ class Run:
         """Mark the run finished (rank 0); call it last."""
         if self.is_main:
             self.folder.mark("DONE", {"finished_at": time.time(), **summary})
+
+    def close(self) -> None:
+        """End what else was told of the records (rank 0)."""
+        if self.is_main:
+            self._trackers.close()
 
     def lock(self) -> None:
         """Hold this run for the life of the process, lest two launchers train it twice (rank 0).
@@ -228,9 +241,12 @@ def main(
         run.lock()
         if run.is_main and not attempt:
             run.folder.clear_marker()
-        summary = train(config, run)
-        if summary is not None:
-            run.done(summary)
+        try:
+            summary = train(config, run)
+            if summary is not None:
+                run.done(summary)
+        finally:
+            run.close()
     except LatentbridgeError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from latentbridge.errors import LatentbridgeError, RunError, SchedulerError
 from latentbridge.launch import launcher
+from latentbridge.launch.completion import SHELLS, script
 from latentbridge.launch.plan import make_plan
 from latentbridge.launch.record import Launch, find_target
 
@@ -87,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
 
     watch = add("watch", _watch, "the same, live; starts what a lost job could not")
     watch.add_argument("launch", type=Path)
+    watch.add_argument(
+        "--serve", type=int, metavar="PORT", help="its report too, at an address that holds a secret"
+    )
 
     logs = add("logs", _logs, "what a run printed")
     logs.add_argument("run", type=Path, help="runs/LAUNCH/RUN")
@@ -110,13 +114,52 @@ def _parser() -> argparse.ArgumentParser:
 
     preserve = add("preserve", _preserve, "summarise a launch and copy it into preserved_data/")
     preserve.add_argument("launch", type=Path)
+    for flag, metavar, text in (
+        ("--leave-out", "PATTERN", "files that stay out of the archive, such as '*-s1235/eval_samples*'"),
+        ("--compress", "PATTERN", "files that are kept as FILE.gz; `restore` gives them back as they were"),
+    ):
+        preserve.add_argument(flag, metavar=metavar, action="append", default=[], help=text)
     preserve.add_argument(
-        "--leave-out",
+        "--checkpoints",
+        choices=("best", "all", "none"),
+        help="of each run (default: best, below 64 MB)",
+    )
+
+    paper = add("paper", _paper, "fill a paper from results; every number is traced to run, file and hash")
+    paper.add_argument("template", type=Path, help="Markdown with placeholders, such as those of papers/")
+    paper.add_argument(
+        "--results", type=Path, action="append", required=True, metavar="DIR", help="a launch or archive"
+    )
+    paper.add_argument("--out", type=Path, help="folder to write (default: papers/TEMPLATE)")
+    paper.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
         action="append",
         default=[],
-        metavar="PATTERN",
-        help="files that stay out of the archive, such as '*-s1235/eval_samples*'; may be repeated",
+        help="baseline=CELL dynamic=CELL split=test",
     )
+    paper.add_argument("--trace", metavar="ID", help="write nothing; tell where a number comes from")
+
+    report = add("report", _report, "a launch as one HTML page: verdicts, tables, figures, logs, provenance")
+    report.add_argument("launch", type=Path, help="a launch or archive")
+    report.add_argument("--out", type=Path, metavar="FILE", help="(default: LAUNCH/report.html)")
+
+    figures = add("figures", _figures, "figures of a launch as it stands, each with the data it shows")
+    figures.add_argument("launch", type=Path, help="a launch or archive")
+    figures.add_argument("--only", metavar="NAME", action="append", default=[], help="these alone")
+    figures.add_argument(
+        "--out", type=Path, metavar="DIR", help="(default: LAUNCH/figures; of an archive, NAME)"
+    )
+    figures.add_argument("--format", nargs="+", choices=("pdf", "png", "svg"), help="(default: all three)")
+    figures.add_argument(
+        "--width",
+        choices=("text", "column"),
+        default="text",
+        help="where they are to stand: a page, or 3.3 in",
+    )
+
+    imported = add("import", _import, "adopt folders of the published systems' results into preserved_data/")
+    imported.add_argument("folder", type=Path, nargs="+")
 
     verify = add("verify", _verify, "compare archives with their checksums, byte by byte")
     verify.add_argument("archive", type=Path, nargs="+")
@@ -125,10 +168,34 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument("archive", type=Path)
     restore.add_argument("target", type=Path)
 
+    compare = add(
+        "compare", _compare, "what seeds and shared questions tell of two cells, and what they cannot"
+    )
+    compare.add_argument("baseline", help="a launch, LAUNCH:CELL, a run folder or an archive")
+    compare.add_argument("side", nargs="+", help="what is compared with it, as one of these too")
+    compare.add_argument(
+        "--metric",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="compare by these (default: what the baseline's launch was made for)",
+    )
+    compare.add_argument("--json", action="store_true")
+
+    collect = add("collect", _collect, "one tidy table of runs, ours and the published systems'")
+    collect.add_argument("folder", type=Path, metavar="DIR")
+    collect.add_argument("--csv", type=Path, metavar="FILE", help="write the table here")
+    collect.add_argument("--json", type=Path, metavar="FILE", help="the same as a list of records")
+
     add("doctor", _doctor, "what this machine and its cluster allow, and what is in the way")
 
     schema = add("schema", _schema, "the JSON Schema of a spec, or of one job's config, for editors")
     schema.add_argument("job", nargs="?")
+
+    completion = add(
+        "completion", _completion, 'for your shell\'s start-up file: eval "$(... completion bash)"'
+    )
+    completion.add_argument("shell", choices=SHELLS)
     return parser
 
 
@@ -165,9 +232,15 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
+    from latentbridge.launch.view.serve import serving
     from latentbridge.launch.view.watch import watch
 
-    return watch(Launch(args.launch.absolute()))
+    launch = Launch(args.launch.absolute())
+    if args.serve is None:
+        return watch(launch)
+    with serving(launch.path, args.serve) as address:
+        print(address)
+        return watch(launch)
 
 
 def _logs(args: argparse.Namespace) -> int:
@@ -235,14 +308,75 @@ def _retry(args: argparse.Namespace) -> int:
 
 def _preserve(args: argparse.Namespace) -> int:
     from latentbridge.launch.finish import finish
-    from latentbridge.launch.status import status
+    from latentbridge.launch.keep import Keep
+    from latentbridge.launch.status import ENDED, status
 
     launch = Launch(args.launch.absolute())
-    unfinished = [state.name for state in status(launch) if state.phase not in ("done", "failed")]
-    print(finish(launch, project_root() / "preserved_data", leave_out=args.leave_out))
+    rules = {"leave_out": args.leave_out, "compress": args.compress, "checkpoints": args.checkpoints}
+    # without rules of its own a preserve keeps what the one before it kept
+    keep = Keep.model_validate(rules) if any(rules.values()) else None
+    unfinished = [state.name for state in status(launch) if state.phase not in ENDED]
+    print(finish(launch, project_root() / "preserved_data", keep))
     if unfinished:
         print(f"{len(unfinished)} runs have not ended; preserve again when they have", file=sys.stderr)
     return EXIT_FAILED if unfinished else 0
+
+
+def _paper(args: argparse.Namespace) -> int:
+    from latentbridge.paper.results import Results
+    from latentbridge.paper.template import fill
+    from latentbridge.paper.write import tables, write
+
+    settings = dict(setting.partition("=")[::2] for setting in args.set)
+    filled = fill(args.template, Results(args.results), settings)
+    if args.trace:
+        tables(filled)  # their numbers are traced too
+        print(filled.quote.trace.find(args.trace).explain())
+        return 0
+    for path in write(filled, args.out or Path("papers") / args.template.stem):
+        print(path)
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from latentbridge.audit.page import write_page
+
+    print(write_page(Launch(args.launch.absolute()).path, args.out))
+    return 0
+
+
+def _figures(args: argparse.Namespace) -> int:
+    from latentbridge.audit import figures
+    from latentbridge.audit.figures.style import NARROW_IN, PAGE_IN
+    from latentbridge.launch.archive import SUMS
+
+    launch = Launch(args.launch.absolute())
+    # an archive stays as it is
+    out = args.out or (Path(launch.name) if (launch.path / SUMS).exists() else launch.path / figures.FOLDER)
+    widest_in = NARROW_IN if args.width == "column" else PAGE_IN
+    formats = args.format or figures.SUFFIXES
+    written = figures.draw(launch.path, out, args.only, formats, widest_in)
+    print(*written, sep="\n")
+    names = {path.stem for path in written}
+    for name in args.only or ["any figure"] * (not names):
+        if name not in names:
+            print(f"{launch.name} has no results for {name}", file=sys.stderr)
+    return 0 if names.issuperset(args.only) and names else EXIT_FAILED
+
+
+def _import(args: argparse.Namespace) -> int:
+    from latentbridge.launch.adopt import adopt
+    from latentbridge.launch.index import write_index
+
+    root, code = project_root() / "preserved_data", 0
+    for folder in args.folder:
+        try:
+            print(adopt(folder, root))
+        except RunError as error:  # the others are imported all the same
+            print(error, file=sys.stderr)
+            code = error.exit_code
+    write_index(root)
+    return code
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -267,6 +401,31 @@ def _restore(args: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(args: argparse.Namespace) -> int:
+    from latentbridge.audit.comparison import report, text
+
+    found = report.compare([args.baseline, *args.side], args.metric)
+    print(json.dumps(found.as_record(), indent=1) if args.json else text.render(found), end="")
+    return 0
+
+
+def _collect(args: argparse.Namespace) -> int:
+    from latentbridge.audit.collect.table import collect
+    from latentbridge.rundir import write_atomic
+
+    found = collect(args.folder)
+    if args.csv:
+        write_atomic(args.csv, found.frame().to_csv(index=False))
+    if args.json:
+        write_atomic(args.json, found.frame().to_json(orient="records", indent=1, force_ascii=False) + "\n")
+    print(*found.lines(), sep="\n")
+    for reason in found.unreadable:
+        print(reason, file=sys.stderr)
+    if not found.files:
+        print(f"{args.folder}: no file of a known kind", file=sys.stderr)
+    return EXIT_FAILED if found.unreadable or not found.files else 0
+
+
 def _doctor(args: argparse.Namespace) -> int:
     from latentbridge.launch.checks.doctor import doctor
 
@@ -279,6 +438,11 @@ def _schema(args: argparse.Namespace) -> int:
 
     model = load_job_config(args.job, project_root(), Origin("schema", 0)) if args.job else Spec
     print(json.dumps(model.model_json_schema(), indent=1))
+    return 0
+
+
+def _completion(args: argparse.Namespace) -> int:
+    print(script(_parser(), args.shell))
     return 0
 
 

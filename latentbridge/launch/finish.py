@@ -10,14 +10,18 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-from latentbridge.errors import LatentbridgeError, RunError, SchedulerError
+from latentbridge.errors import LatentbridgeError, PreflightError, RunError, SchedulerError
 from latentbridge.launch.advance import Advance, advance
+from latentbridge.launch.archive import read_record
+from latentbridge.launch.keep import Keep
 from latentbridge.launch.lease import lease
 from latentbridge.launch.node.own_job import requeue, restarts
+from latentbridge.launch.notify import tell
 from latentbridge.launch.record import Launch
+from latentbridge.launch.status import status
 from latentbridge.launch.submit import COME_BACK_MIN
 
 # others may be submitting when the last run ends
@@ -33,10 +37,10 @@ UNKNOWN_PATIENCE_S = 300
 MOST_RETURNS = 12
 
 
-def finish(launch: Launch, archives: Path, leave_out: Sequence[str] = ()) -> Path:
+def finish(launch: Launch, archives: Path, keep: Keep | None = None) -> Path:
     """Summarise and preserve a launch; returns the archive, which the index beside it has verified.
 
-    leave_out: patterns of files that stay out of the archive
+    keep: what goes into the archive; None: as before, or as the spec says
     """
     from latentbridge.audit.ablations import summarize
     from latentbridge.launch.preserve import preserve, write_index
@@ -44,21 +48,50 @@ def finish(launch: Launch, archives: Path, leave_out: Sequence[str] = ()) -> Pat
     with lease(launch.path / "ledger" / "finish.lock", f"preserving {launch.name}", PATIENCE_S):
         summarize(launch.path)
         _report(launch.path)
-        archive = preserve(launch.path, archives, leave_out=leave_out, allow_unfinished=True)
+        ends = {state.name: state for state in status(launch)}
+        archive = preserve(launch.path, archives, keep=keep, ends=ends, allow_unfinished=True)
+        for pattern in read_record(archive).get("idle", []):
+            print(
+                f"{archive}: no file matched '{pattern}' of the rules of what is kept, so what it was to "
+                "leave out or compress is there in full",
+                file=sys.stderr,
+            )
         write_index(archives)
         return archive
 
 
-def _report(launch: Path) -> None:
-    """Draw and export what can be; what fails leaves its traceback and must not cost the archive."""
-    from latentbridge.audit.figures import draw
-    from latentbridge.audit.seed_files import export
+def conclude(launch: Launch, archives: Path) -> Path:
+    """`finish` a launch that has ended; who asked for it is told of the end, though finishing may fail."""
+    try:
+        return finish(launch, archives)
+    finally:
+        for complaint in tell(launch):
+            print(complaint, file=sys.stderr)
 
-    for name, write in (("figure", draw), ("export", export)):
+
+def _report(launch: Path) -> None:
+    """Draw and export what can be; what fails leaves its traceback and must not cost the archive.
+
+    What is not installed here is no failure.
+    """
+    from latentbridge.audit import layer_routing_files, seed_files
+    from latentbridge.audit.figures import draw
+    from latentbridge.audit.page import write_page
+
+    drawn: list[Path] = []
+    writers: tuple[tuple[str, Callable[[Path], object]], ...] = (
+        ("figure", lambda folder: drawn.extend(draw(folder))),
+        ("export", seed_files.export),
+        ("history", layer_routing_files.export),
+        ("report", lambda folder: write_page(folder, drawn=drawn)),
+    )
+    for name, write in writers:
         complaint = launch / f"{name}_failed.txt"
         complaint.unlink(missing_ok=True)
         try:
             write(launch)
+        except PreflightError as error:
+            print(f"no {name}: {error}", file=sys.stderr)
         except Exception:
             complaint.write_text(traceback.format_exc())
             print(f"not every {name} could be made; see {complaint}", file=sys.stderr)
@@ -121,7 +154,7 @@ def main() -> None:
     launch = Launch(args.launch)
     try:
         if go_on(launch):
-            print(finish(launch, args.archives))
+            print(conclude(launch, args.archives))
     except (LatentbridgeError, OSError) as error:
         raise SystemExit(
             f"{error}. Run `latentbridge preserve {args.launch}` when all runs have ended"

@@ -216,10 +216,10 @@ def _run_pool(launch: Launch) -> int:
 
 def conclude(launch: Launch, states: list[RunStatus]) -> int:
     """Summarise and preserve a launch whose runs have all ended, and say how they did."""
-    from latentbridge.launch.finish import finish
+    from latentbridge.launch import finish
 
     with display.console.status("summarising and preserving"):
-        archive = finish(launch, Path(launch.plan["archives"]))
+        archive = finish.conclude(launch, Path(launch.plan["archives"]))
     print((launch.path / "summary.log").read_text())
     wanted = [state for state in states if state.phase != "held"]
     for state in wanted:

@@ -188,6 +188,7 @@ def _write_run(plan: Plan, cell: Cell, folder: Path, shared: dict[str, Any]) -> 
         "overrides": cell.overrides,
         "warm_start": dump(cell.config).get("warm_start"),
         "resources": dump(plan.resources[cell.name]),
+        "trackers": plan.spec.trackers,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     run.manifest.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
@@ -210,10 +211,13 @@ def _plan_record(
         "archives": str(plan.root / "preserved_data"),
         "cluster_name": plan.cluster_name,
         "cluster": dump(plan.cluster),
+        "preserve": dump(plan.spec.preserve),
         "retry": dump(plan.spec.retry),
+        "notify": dump(plan.spec.notify) if plan.spec.notify else None,
         "hang_timeout_min": plan.spec.hang_timeout_min,
         "budget_gpu_hours": plan.spec.budget_gpu_hours,
         "compare": [dump(comparison) for comparison in plan.spec.compare],
+        "trackers": plan.spec.trackers,
         "code": code,
         "versions": versions,
         "runs": [
@@ -252,6 +256,10 @@ def refresh(launch: Launch, plan: Plan, is_active: bool) -> list[str]:
             f"{launch.path}: {', '.join(changed)} changed since it was launched, and its runs are still "
             "queued or at work. Cancel them or let them end, then run the same command again"
         )
+    if plan.spec.trackers != old.get("trackers", []):
+        # jobs read nothing of a launch but their own folder
+        for run in launch.runs.values():
+            run.folder.write_manifest(run.folder.read_manifest() | {"trackers": plan.spec.trackers})
     if changed:
         write_json(launch.path / PLAN, new)
     return changed

@@ -1,214 +1,123 @@
 """A launch to the archive of the same name, preserved_data/<name>_<YYYYMMDD_HHMMSS>/; layout: archive.py.
 
-It is written aside, its checksums last, and renamed into place: whatever dies, no half archive has an
-archive's name. Left out are cache/, locks, drafts, and every checkpoint but the best weights.
+Every run goes in, however it ended, with its state and cause; what is kept of it: keep.py.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
-from fnmatch import fnmatchcase
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path, PurePath
 from typing import Any
 
-from latentbridge.errors import RunError
-from latentbridge.launch.archive import (
-    PARTIAL,
-    RECORD,
-    REPLACED,
-    SUMS,
-    copy_file,
-    hash_file,
-    lock_root,
-    read_sums,
-    restore,
-    sync_tree,
-    verify,
-    write_index,
-)
-from latentbridge.launch.record import Launch
-from latentbridge.rundir import RunDir, read_json, sync_folder, write_atomic, write_json
+from latentbridge.config import dump
+from latentbridge.errors import DamageError, RunError
+from latentbridge.launch.archive import RECORD, list_files, read_record, restore, verify
+from latentbridge.launch.deposit import deposit, is_copy_of, writing
+from latentbridge.launch.index import write_index
+from latentbridge.launch.keep import Keep, idle_patterns, is_checkpoint, refuse_idle, select, to_compress
+from latentbridge.launch.record import Launch, known
+from latentbridge.launch.status import ENDED, RunStatus
+from latentbridge.rundir import PACKED, RunDir, read_json
 
-__all__ = ["preserve", "restore", "verify", "write_index"]
+__all__ = ["Keep", "preserve", "restore", "verify", "write_index"]
 
 log = logging.getLogger(__name__)
 
-LOCKS = ("lock", "pool.lock", "finish.lock", "worker.lock", "rank.lock")
-# best weights above this, over all runs, are left out unless asked for: archives are meant for git
-MAX_CHECKPOINT_BYTES = 64 * 2**20
+# of the plan, for the manifest
+TOLD = ("name", "id", "spec_file", "created", "command", "job")
 
 
 def preserve(
     launch_folder: Path,
     archive_root: Path,
     *,
-    keep_checkpoints: bool | None = None,
-    leave_out: Sequence[str] = (),
+    keep: Keep | None = None,
+    ends: Mapping[str, RunStatus] | None = None,
     allow_unfinished: bool = False,
 ) -> Path:
     """Archive a launch under its own name; an unchanged one is left as it is, a changed one replaced.
 
-    keep_checkpoints: best weights go in (True), stay out (False), or go in below 64 MB in total (None)
-    leave_out: shell patterns of files that stay out, and are named in archive.json
-    allow_unfinished: also archive runs that neither finished nor failed; their state is recorded
+    keep: what goes in; None: as was asked before of its archive, else as its spec says
+    ends: what the queue and the ledger say of runs, for those that left no marker
+    allow_unfinished: also archive runs that have not ended; their state is recorded
     RunError: unfinished runs, an archive that knows more than the launch, a full disk
     """
     launch_folder = launch_folder.resolve()
-    runs = _describe_runs(launch_folder)
-    unfinished = [run["name"] for run in runs if run["state"] == "unfinished"]
-    if unfinished and not allow_unfinished:
-        raise RunError(
-            f"{launch_folder}: {len(unfinished)} runs neither finished nor failed: {', '.join(unfinished)}. "
-            "Wait for them, cancel them, or allow unfinished runs in the archive."
-        )
-    archive_root.mkdir(parents=True, exist_ok=True)
+    runs = _describe_runs(launch_folder, ends or {})
+    if not allow_unfinished:
+        _refuse_unfinished(launch_folder, runs)
+    if keep:
+        refuse_idle(keep, launch_folder)
     archive = archive_root / launch_folder.name
-    with lock_root(archive_root):
-        try:
-            _clean_up(archive)
-            files, left_out = _select(launch_folder, keep_checkpoints, leave_out)
-            if archive.exists():
-                if _is_copy_of(archive, files):
-                    log.info("%s is unchanged since it was preserved; nothing to do", archive)
-                    return archive
-                _refuse_loss(archive, runs)
-            _write(archive.with_name(archive.name + PARTIAL), files, runs, left_out)
-        except OSError as error:
-            raise RunError(
-                f"{archive}: preserving stopped at {error.filename} ({error.strerror}). "
-                "No archive was changed; preserve again once that is put right."
-            ) from error
-        _rename_into_place(archive)
+    with writing(archive):
+        plan = Launch(launch_folder).plan
+        asked = dump(keep) if keep else _asked_before(archive)
+        keep = known(Keep, asked or plan.get("preserve", {}))
+        files, left_out = select(launch_folder, keep)
+        packed = to_compress(files, keep)
+        idle = idle_patterns(keep, launch_folder)
+        if archive.exists():
+            if is_copy_of(archive, files, packed) and idle == read_record(archive).get("idle", []):
+                log.info("%s is unchanged since it was preserved; nothing to do", archive)
+                return archive
+            _refuse_loss(archive, runs, {*files, *left_out})
+        told = {key: plan[key] for key in TOLD if key in plan}
+        record = {**told, "preserve": dump(keep), "asked": bool(asked), "runs": runs, "left_out": left_out}
+        record["idle"] = idle
+        deposit(archive, files, record, packed)
     log.info("%s: preserved %d files of %d runs", archive, len(files), len(runs))
     return archive
 
 
-def _describe_runs(launch_folder: Path) -> list[dict[str, Any]]:
+def _describe_runs(launch_folder: Path, ends: Mapping[str, RunStatus]) -> list[dict[str, Any]]:
     """Every run of the plan with how it ended."""
     described = []
     for run in Launch(launch_folder).plan["runs"]:
         folder = RunDir(launch_folder / run["name"])
-        marker = folder.read_marker()
-        described.append(
-            {
-                **{key: run[key] for key in ("name", "cell", "seed", "id")},
-                "state": folder.state or "unfinished",
-                "cause": marker.get("cause") or marker.get("reason"),
-            }
-        )
+        record = {key: run[key] for key in ("name", "cell", "seed", "id")}
+        record |= {"state": folder.state or "unfinished", "attempts": len(folder.list_attempts())}
+        try:
+            marker = folder.read_marker()
+            record["cause"] = marker.get("cause") or marker.get("reason")
+        except DamageError as error:  # its name says how the run ended all the same
+            record["cause"] = str(error).removeprefix(f"{launch_folder}/")
+        end = ends.get(run["name"])
+        if end:
+            record["gpu_hours"] = round(end.gpu_hours, 4)
+            if folder.state not in ("DONE", "FAILED") and end.phase in ENDED:
+                record |= {"state": end.phase, "cause": record["cause"] or end.cause or end.detail}
+        described.append(record)
     return described
 
 
-def _select(
-    launch_folder: Path, keep_checkpoints: bool | None, patterns: Sequence[str]
-) -> tuple[dict[str, Path], list[str]]:
-    """What goes into the archive, by its name there, and what stays out, in words."""
-    left_out: list[str] = []
-    files = dict(_walk(launch_folder, "", (), left_out))
-    unwanted: list[str] = []
-    for pattern in patterns:
-        matching = [name for name in files if fnmatchcase(name, pattern)]
-        if not matching:
-            raise RunError(
-                f"{launch_folder}: no file matches '{pattern}', which is to stay out; nothing was archived. "
-                "Patterns are of paths below the launch, such as '*-s1235/eval_samples*'"
-            )
-        unwanted += matching
-    weights = [name for name in files if name.split("/")[1:2] == ["checkpoints"]]
-    if keep_checkpoints is None:
-        keep_checkpoints = sum(files[name].stat().st_size for name in weights) < MAX_CHECKPOINT_BYTES
-    if not keep_checkpoints:
-        unwanted += weights
-    for name in dict.fromkeys(unwanted):
-        left_out.append(name)
-        del files[name]
-    return files, left_out
+def _refuse_unfinished(launch_folder: Path, runs: list[dict[str, Any]]) -> None:
+    if names := [run["name"] for run in runs if run["state"] == "unfinished"]:
+        raise RunError(
+            f"{launch_folder}: {len(names)} runs neither finished nor failed: {', '.join(names)}. "
+            "Wait for them, cancel them, or allow unfinished runs in the archive."
+        )
 
 
-def _walk(
-    folder: Path, prefix: str, above: tuple[str, ...], left_out: list[str]
-) -> Iterator[tuple[str, Path]]:
-    """Files of a launch folder under the names of an archive; follows links, except in circles."""
-    above = (*above, os.path.realpath(folder))
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        name = prefix + entry.name
-        if not _belongs(name):
-            left_out.append(name)
-        elif entry.is_dir() and os.path.realpath(entry) in above:
-            left_out.append(f"{name}: a link in a circle")
-        elif entry.is_dir():
-            yield from _walk(Path(entry), name + "/", above, left_out)
-        elif entry.is_file() and "\n" not in name:
-            yield name, Path(entry)
-        else:
-            left_out.append(f"{name!r}: a link to nothing, a device, or a name with a line break")
+def _asked_before(archive: Path) -> dict[str, Any]:
+    """The rules that somebody gave for the archive by hand; empty where its spec's were good enough.
+
+    They hold on, so that a second preserve changes nothing.
+    """
+    record = read_record(archive)
+    return dict(record["preserve"]) if record.get("asked") else {}
 
 
-def _belongs(name: str) -> bool:
-    """Whether a launch folder's file or folder is a result; caches, locks and drafts are not."""
-    parts = name.split("/")
-    if parts[0] == "code":
-        return "assets" not in parts  # data and weights of the package itself; every clone has them
-    if parts[1:2] == ["checkpoints"] and parts[2:]:
-        return parts[2] == "best"
-    return name not in ("cache", SUMS, RECORD) and not parts[-1].startswith(".") and parts[-1] not in LOCKS
-
-
-def _is_copy_of(archive: Path, files: dict[str, Path]) -> bool:
-    """Whether an archive is whole and holds exactly these files."""
-    if verify(archive):
-        return False
-    sums, _ = read_sums(archive)
-    return sums.keys() - {RECORD} == files.keys() and all(
-        hash_file(path) == sums[name] for name, path in files.items()
-    )
-
-
-def _refuse_loss(archive: Path, runs: list[dict[str, Any]]) -> None:
-    done = {run["name"] for run in runs if run["state"] == "DONE"}
-    for run in read_json(archive / RECORD).get("runs", []):
-        if run.get("state") == "DONE" and run.get("name") not in done:
-            raise RunError(
-                f"{archive}: holds run '{run.get('name')}' as DONE, which the launch no longer does; "
-                "replacing the archive would lose it. Move the archive elsewhere first."
-            )
-
-
-def _write(partial: Path, files: dict[str, Path], runs: list[dict[str, Any]], left_out: list[str]) -> None:
-    """Fill `partial`, checksums last, so that it verifies only once everything is on disk."""
-    partial.mkdir()
-    sums = {name: copy_file(path, partial / name) for name, path in files.items()}
-    record = {
-        "preserved_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "runs": runs,
-        "left_out": left_out,
-    }
-    write_json(partial / RECORD, record)
-    sums[RECORD] = hash_file(partial / RECORD)
-    sync_tree(partial)
-    lines = [sums[name].encode() + b"  " + os.fsencode(name) + b"\n" for name in sorted(sums)]
-    write_atomic(partial / SUMS, b"".join(lines))
-
-
-def _rename_into_place(archive: Path) -> None:
-    """Give the finished partial the archive's name; an older archive stays whole until then."""
-    old = archive.with_name(archive.name + REPLACED)
-    if archive.exists():
-        os.rename(archive, old)
-    os.rename(archive.with_name(archive.name + PARTIAL), archive)
-    sync_folder(archive.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _clean_up(archive: Path) -> None:
-    """Undo what a killed preserve left beside an archive."""
-    old = archive.with_name(archive.name + REPLACED)
-    if old.exists() and not archive.exists():
-        os.rename(old, archive)
-    for left in (old, archive.with_name(archive.name + PARTIAL)):
-        if left.exists():
-            shutil.rmtree(left)
+def _refuse_loss(archive: Path, runs: list[dict[str, Any]], names: set[str]) -> None:
+    """RunError where the archive holds results that the launch no longer has."""
+    remedy = "replacing the archive would lose it. Move the archive elsewhere first."
+    held = {marker.parent.name for marker in archive.glob("*/DONE")}
+    with suppress(DamageError):  # then its markers alone say what it holds
+        held |= {run["name"] for run in read_json(archive / RECORD)["runs"] if run["state"] == "DONE"}
+    for name in sorted(held - {run["name"] for run in runs if run["state"] == "DONE"}):
+        raise RunError(f"{archive}: holds run '{name}' as DONE, which the launch no longer does; {remedy}")
+    for name in list_files(archive):
+        above = {str(folder) for folder in PurePath(name).parents}
+        if is_checkpoint(name) and not {name, name.removesuffix(PACKED), *above} & names:
+            raise RunError(f"{archive}: holds {name}, which the launch no longer has; {remedy}")

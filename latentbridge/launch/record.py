@@ -15,7 +15,7 @@ from latentbridge.launch.cells.best_of import BestOf, resolve, resolved_config
 from latentbridge.launch.cluster import Cluster, Resources
 from latentbridge.launch.ledger import Ledger
 from latentbridge.launch.slurm.limits import Limits
-from latentbridge.launch.spec import Retry
+from latentbridge.launch.spec import Notify, Retry
 from latentbridge.rundir import RunDir, read_json, write_atomic
 
 PLAN = "plan.json"
@@ -69,11 +69,16 @@ class Launch:
 
     @cached_property
     def cluster(self) -> Cluster:
-        return _known(Cluster, self.plan["cluster"])
+        return known(Cluster, self.plan["cluster"])
 
     @cached_property
     def retry(self) -> Retry:
-        return _known(Retry, self.plan["retry"])
+        return known(Retry, self.plan["retry"])
+
+    @cached_property
+    def notify(self) -> Notify | None:
+        """Who is told of its end; None: nobody."""
+        return known(Notify, self.plan["notify"]) if self.plan.get("notify") else None
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -130,18 +135,18 @@ class Launch:
             seed=record["seed"],
             job=self.plan["job"],
             needs=tuple(record["needs"]),
-            resources=_known(Resources, record["resources"]),
+            resources=known(Resources, record["resources"]),
             folder=RunDir(self.path / record["name"]),
             best_of={key: BestOf.model_validate(value) for key, value in record["best_of"].items()},
             twins=tuple(RunDir(self.path.parent / place) for place in record.get("twins", ())),
         )
 
 
-def _known(kind: type[ConfigT], record: dict[str, Any]) -> ConfigT:
+def known(kind: type[ConfigT], record: dict[str, Any]) -> ConfigT:
     """A record less what a later version has added: nodes run the code of the launch, whoever writes here."""
     fields = {key: value for key, value in record.items() if key in kind.model_fields}
     if isinstance(fields.get("resources"), dict):
-        fields["resources"] = _known(Resources, fields["resources"])
+        fields["resources"] = known(Resources, fields["resources"])
     return kind.model_validate(fields)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler
+from pydantic import AfterValidator, BeforeValidator, Field, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
@@ -26,6 +27,8 @@ from latentbridge.config import (
 )
 from latentbridge.errors import ConfigError
 from latentbridge.launch.cells.best_of import Reference
+from latentbridge.launch.keep import Keep
+from latentbridge.trackers import TrackerName, check_installed
 
 RESERVED = (
     "cache",
@@ -92,12 +95,65 @@ class Retry(Config):
     no_progress: Times = 3
 
 
-class Comparison(Config):
-    """A claim stated before the run: these cells against that one."""
+Event = Literal["finished", "failed", "over_budget"]
 
-    baseline: str = Field(description="a cell")
-    against: list[str] = Field(min_length=1, description="the cells that are compared with it")
+
+class Notify(Config):
+    """Who is told when nothing of a launch is at work or will be; at least one of webhook and mail."""
+
+    webhook: str | None = Field(
+        None, description="$NAME: the environment variable with the address that takes a POST of JSON"
+    )
+    mail: str | None = Field(None, pattern=r"^[^@\s]+@[^@\s]+$", description="an address, by local SMTP")
+    on: list[Event] = Field(
+        ["finished", "failed", "over_budget"], min_length=1, description="which ends to tell of"
+    )
+
+    @property
+    def webhook_variable(self) -> str | None:
+        """The environment variable that holds the webhook."""
+        return self.webhook[1:] if self.webhook else None
+
+    @model_validator(mode="after")
+    def _somebody_is_told_and_secrets_stay_out(self) -> Notify:
+        if self.webhook is None and self.mail is None:
+            raise ValueError("it names nobody; set webhook or mail")
+        if self.webhook is not None and not re.fullmatch(r"\$[A-Za-z_][A-Za-z0-9_]*", self.webhook):
+            raise ValueError(
+                "webhook is no $NAME; a spec is copied into archives, and who knows the address may post "
+                "there: export it as a variable, and write webhook: $NAME"
+            )
+        return self
+
+
+class Comparison(Config):
+    """A claim stated before the run: these cells against that one.
+
+    `best_of` in place of a cell: the best of several, in the mean over seeds, by what is not compared
+    {baseline: {best_of: "a_lr=*", metric: val_nll, mode: min}, against: [...], metric: test_nll}
+    """
+
+    baseline: str | Reference = Field(description="a cell, or the best of several by another metric")
+    against: list[str | Reference] = Field(min_length=1, description="the cells that are compared with it")
     metric: str = Field(description="a metric of the final evaluation")
+
+    def sides(self, index: int) -> list[tuple[Key, str | Reference]]:
+        """The baseline, then those against it, each with its key in the spec."""
+        key: Key = ("compare", index)
+        against = [((*key, "against", place), side) for place, side in enumerate(self.against)]
+        return [((*key, "baseline"), self.baseline), *against]
+
+    @model_validator(mode="after")
+    def _nobody_is_chosen_by_what_is_compared(self) -> Comparison:
+        for side in (self.baseline, *self.against):
+            if isinstance(side, Reference) and (
+                side.metric == self.metric or side.metric.startswith("test_")
+            ):
+                raise ValueError(
+                    f"'{side.best_of}' would be chosen by {side.metric} and compared by {self.metric}: the "
+                    "best of several is lucky too, so choose by validation, and compare what chose nothing"
+                )
+        return self
 
 
 class Spec(Config):
@@ -130,8 +186,14 @@ class Spec(Config):
     )
     needs: dict[str, list[str]] = Field({}, description="cell: [cells that must be DONE before it starts]")
     resources: dict[str, Any] = Field({}, description="of every run, on top of the cluster's")
+    # what looks on is no part of what is computed, hence of no run's id
+    trackers: Annotated[list[TrackerName], AfterValidator(check_installed)] = Field(
+        [], description="who else is told the numbers of every run, offline unless the environment says so"
+    )
     compare: list[Comparison] = Field([], description="what is claimed, stated before the run")
     retry: Retry = Retry()
+    notify: Notify | None = Field(None, description="who is told of its end; null: nobody")
+    preserve: Keep = Field(Keep(), description="what its archive keeps")
     # runs at work are not stopped by it; nothing new is submitted beyond it
     budget_gpu_hours: float | None = Field(
         None, gt=0, description="GPU-hours of all attempts; null: no limit"

@@ -43,6 +43,8 @@ Phase = Literal[
     "unknown",
 ]
 ACTIVE = ("pending", "running")
+# nothing happens to these unless somebody asks
+ENDED: tuple[Phase, ...] = ("done", "failed", "cancelled", "held", "blocked", "lost")
 # nothing changes in these unless somebody submits the run again
 SETTLED = ("done", "failed", "cancelled", "stopped", "planned", "held")
 # a launch that has jobs in the queue goes on with these by itself

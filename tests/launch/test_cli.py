@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from folders import end, planned_launch
 
 from latentbridge.launch.cli import main
 from latentbridge.rundir import RunDir
@@ -22,7 +23,8 @@ def run(*argv):
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("launch",), ("status",), ("preserve",), ("verify",), ("restore",), ("schema",)]
+    "command",
+    [(), ("launch",), ("status",), ("preserve",), ("verify",), ("restore",), ("schema",), ("import",)],
 )
 def test_every_command_answers_help(command, capsys):
     assert run(*command, "--help") == 0
@@ -81,6 +83,28 @@ def test_a_message_with_brackets_is_shown_as_it_is(write_spec, project, capsys):
     assert run("status", folder) == 1
 
     assert "[/scratch/x]" in capsys.readouterr().out
+
+
+def test_rules_of_the_spec_and_of_the_command_say_what_an_archive_keeps(write_spec, project, capsys):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {}}\npreserve: {leave_out: [packages.txt]}")
+    launch = planned_launch(project)
+    end(launch.run("a"), "done")
+    archive = project / "preserved_data" / launch.name
+
+    assert run("preserve", launch.path) == 0
+    assert not (archive / "packages.txt").exists()
+    assert run("preserve", launch.path, "--compress", "packages.txt") == 0
+    assert (archive / "packages.txt.gz").exists()
+    assert run("preserve", launch.path, "--compress", "package.txt") != 0
+    assert "no file matches 'package.txt'; nothing was archived" in capsys.readouterr().err
+    assert run("verify", archive) == 0
+
+
+def test_a_rule_that_says_nothing_possible_is_refused_with_its_line(write_spec, project, capsys):
+    write_spec("name: s\njob: count\nruns: {a: {}}\npreserve:\n  checkpoints: newest")
+
+    assert run("launch", "spec", "--cluster", "local") == 2
+    assert "configs/spec.yaml:5: 'preserve.checkpoints' is 'newest'" in capsys.readouterr().err
 
 
 def test_bases_that_go_in_a_circle_are_refused(write_spec, project, capsys):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
-from folders import planned_launch
+from folders import begin, end, planned_launch
 
 from latentbridge.errors import LockedError, PreflightError, RunError, SchedulerError
 from latentbridge.launch import finish as finish_module
 from latentbridge.launch.advance import Advance
+from latentbridge.launch.archive import verify
 from latentbridge.launch.finish import go_on
+from latentbridge.launch.orders import cancel
 from latentbridge.launch.status import RunStatus
+from latentbridge.rundir import read_json
 
 
 @pytest.fixture
@@ -155,3 +160,74 @@ def test_a_figure_that_fails_leaves_its_traceback_and_costs_neither_export_nor_a
     assert exported == [launch.path]
     assert not (archive / "export_failed.txt").exists()
     assert "not every figure could be made" in capsys.readouterr().err
+
+
+def test_the_base_install_says_what_the_report_needs_and_archives_no_traceback(
+    launch, monkeypatch, tmp_path, capsys
+):
+    for name in ("jinja2", "matplotlib"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+    archive = finish_module.finish(launch, tmp_path / "archives")
+
+    assert not list(archive.glob("*_failed.txt")) and not list(launch.path.glob("*_failed.txt"))
+    assert capsys.readouterr().err == ("no report: jinja2 is missing: pip install 'latentbridge[report]'\n")
+
+
+def test_every_way_a_run_can_end_is_preserved_and_named(project, write_spec, tmp_path):
+    write_spec(
+        "name: s\njob: count\ncluster: local\nneeds: {d: [b]}\n"
+        "runs: {a: {steps: 7}, b: {steps: 8}, c: {steps: 9}, d: {steps: 10}, e: {steps: 11}}"
+    )
+    launch = planned_launch(project)
+    end(launch.run("a"), "done")
+    end(launch.run("b"), "oom", took_s=36)
+    cancel(launch, ["c"])
+    begin(launch.run("e"), ago_s=4000)
+
+    archive = finish_module.finish(launch, tmp_path / "archives")
+
+    assert verify(archive) == []
+    runs = {run["name"]: run for run in read_json(archive / "archive.json")["runs"]}
+    assert {name: run["state"] for name, run in runs.items()} == {
+        "a": "DONE",
+        "b": "FAILED",
+        "c": "cancelled",
+        "d": "blocked",
+        "e": "lost",
+    }
+    assert (runs["b"]["cause"], runs["b"]["attempts"], runs["b"]["gpu_hours"]) == ("oom", 1, 0.01)
+    assert "b" in runs["d"]["cause"]
+    assert "1 DONE, 1 FAILED, 1 blocked, 1 cancelled, 1 lost" in (archive.parent / "README.md").read_text()
+
+
+def test_a_second_finish_changes_no_byte_of_the_archive(launch, tmp_path):
+    end(launch.run("a"), "done")
+    archive = finish_module.finish(launch, tmp_path / "archives")
+    before = {path: path.stat() for path in archive.rglob("*")}
+
+    finish_module.finish(launch, tmp_path / "archives")
+
+    after = {path: path.stat() for path in archive.rglob("*")}
+    assert {p: (s.st_ino, s.st_mtime_ns) for p, s in after.items()} == {
+        p: (s.st_ino, s.st_mtime_ns) for p, s in before.items()
+    }
+
+
+def test_a_rule_of_the_spec_that_matches_nothing_is_said_and_costs_no_archive(
+    project, write_spec, tmp_path, capsys
+):
+    write_spec(
+        "name: s\njob: count\ncluster: local\nruns: {a: {}}\n"
+        "preserve: {leave_out: ['a/DONE', 'a/never'], compress: ['*/sample*']}"
+    )
+    launch = planned_launch(project)
+    end(launch.run("a"), "done")
+
+    archive = finish_module.finish(launch, tmp_path / "archives")
+
+    said = capsys.readouterr().err
+    assert read_json(archive / "archive.json")["idle"] == ["a/never", "*/sample*"]
+    assert "no file matched 'a/never'" in said
+    assert "no file matched '*/sample*'" in said
+    assert "a/DONE" not in said

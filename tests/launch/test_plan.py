@@ -88,6 +88,21 @@ def test_a_launch_folder_names_packages_seed_command_and_budget(plan, project):
     assert read_json(launch.path / "plan.json")["hang_timeout_min"] == 30
 
 
+def test_trackers_are_in_no_id_and_may_change_while_nothing_is_at_work(plan, project, write_spec):
+    launch = write_launch(plan, project / "runs", [], None)
+    assert launch.run("a-s5").folder.read_manifest()["trackers"] == []
+
+    write_spec(f"{SPEC}\ntrackers: [tensorboard]\n")
+    other = make_plan("spec", cluster=None, settings=[], root=project)
+    found = find_launch(other, project / "runs")
+    assert found is not None and found.path == launch.path
+    with pytest.raises(ConfigError, match="trackers changed since it was launched"):
+        refresh(found, other, is_active=True)
+    assert refresh(found, other, is_active=False) == ["trackers"]
+    assert launch.run("a-s5").folder.read_manifest()["trackers"] == ["tensorboard"]
+    assert launch.run("a-s5").folder.read_manifest()["seed"] == 5
+
+
 def test_what_a_killed_launcher_left_is_swept_and_what_a_live_or_a_distant_one_makes_is_not(plan, project):
     runs = project / "runs"
     here, stamp = plan_module._drafter(), ".s_20260101_000000"

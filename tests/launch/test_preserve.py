@@ -3,71 +3,27 @@ import hashlib
 import logging
 import os
 import shutil
-import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from archives import NAME, ended_launch, flip, named, tree, whole_copies
 
 from latentbridge.audit.ablations import summarize
 from latentbridge.errors import RunError
-from latentbridge.launch import archive as archive_module
-from latentbridge.launch import preserve as preserve_module
-from latentbridge.launch.preserve import preserve, restore, verify, write_index
-from latentbridge.metric import proportion
-from latentbridge.rundir import RunDir, append_jsonl, read_json, write_json
-
-NAME = "demo_20261122_101500"
-# file operations at which preserve is killed, one after the other until it ends before that
-KILL_POINTS = range(1, 10**6, 10)
+from latentbridge.launch import deposit as deposit_module
+from latentbridge.launch.preserve import preserve, restore, verify
+from latentbridge.rundir import RunDir, read_json
 
 
 @pytest.fixture
 def launch(tmp_path):
-    """A launch of two finished runs and one that failed."""
-    folder = tmp_path / "runs" / NAME
-    names = ("a-s1", "a-s2", "b-s1")
-    runs = [{"name": n, "cell": n[0], "seed": int(n[-1]), "id": f"id{n}", "folder": n} for n in names]
-    for name in names:
-        run = RunDir(folder / name)
-        run.path.mkdir(parents=True)
-        run.config.write_text("seed: 1\n")
-        (run.new_attempt() / "stdout.log").write_text(f"{name} began\n")
-        append_jsonl(
-            run.metrics_log,
-            {"step": 4, "label": "final", "metrics": {"x": proportion(3, 7).as_record()}},
-        )
-        for kind, size in (("best-4", 300), ("last-5", 5000)):
-            (run.checkpoints / kind).mkdir(parents=True)
-            (run.checkpoints / kind / "model.safetensors").write_bytes(bytes(size))
-            (run.checkpoints / kind.split("-")[0]).symlink_to(kind)
-        run.mark("FAILED" if name == "b-s1" else "DONE", {"cause": "oom"} if name == "b-s1" else {})
-    write_json(folder / "plan.json", {"name": "demo", "runs": runs, "compare": []})
-    (folder / "code" / "latentbridge").mkdir(parents=True)
-    (folder / "code" / "latentbridge" / "metric.py").write_text("Z95 = 1.96\n")
-    (folder / "code" / ".gitignore").write_text("runs/\n")
-    (folder / "cache").mkdir()
-    (folder / "cache" / "states.bin").write_bytes(bytes(9000))
-    return folder
+    return ended_launch(tmp_path / "runs")
 
 
 @pytest.fixture
 def root(tmp_path):
     return tmp_path / "preserved_data"
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every file below a folder, links not followed, with a hash of its content."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def named(problems) -> set[str]:
-    return {problem.path for problem in problems}
 
 
 def test_an_archive_has_the_launch_s_name_verifies_and_leaves_the_launch_untouched(launch, root):
@@ -84,6 +40,8 @@ def test_results_go_in_and_caches_drafts_locks_and_other_checkpoints_stay_out(la
     (launch / "a-s1" / ".metrics.jsonl.x7").write_text("draft")
     RunDir(launch / "a-s1").worker_lock.write_text("")
     RunDir(launch / "a-s1").rank_lock.write_text("")
+    RunDir(launch / "a-s1").trackers.mkdir()
+    (RunDir(launch / "a-s1").trackers / "mlflow.db").write_text("the logs again")
     (launch / "finish.lock").write_text("{}")
     (launch / "ledger").mkdir(exist_ok=True)
     # one of these may vanish while the launch is copied
@@ -107,40 +65,6 @@ def test_the_record_says_how_every_run_ended_and_what_was_left_out(launch, root)
         ("b-s1", "FAILED", "oom"),
     ]
     assert {"cache", "a-s1/checkpoints/last", "a-s1/checkpoints/last-5"} <= set(record["left_out"])
-
-
-@pytest.mark.parametrize(
-    ("limit", "keep", "kept"), [(901, None, 3), (900, None, 0), (0, True, 3), (10**6, False, 0)]
-)
-def test_best_weights_stay_out_when_large_or_unwanted(launch, root, monkeypatch, limit, keep, kept):
-    monkeypatch.setattr(preserve_module, "MAX_CHECKPOINT_BYTES", limit)
-
-    archive = preserve(launch, root, keep_checkpoints=keep)
-
-    assert len(list(archive.rglob("model.safetensors"))) == kept
-    left_out = read_json(archive / "archive.json")["left_out"]
-    assert ("a-s1/checkpoints/best/model.safetensors" in left_out) == (not kept)
-    assert verify(archive) == []
-
-
-def test_what_is_asked_to_stay_out_stays_out_and_is_named(launch, root):
-    whole = len(list(preserve(launch, root).rglob("metrics.jsonl")))
-
-    archive = preserve(launch, root, leave_out=["a-s?/metrics.jsonl"])
-
-    assert (whole, len(list(archive.rglob("metrics.jsonl")))) == (3, 1)
-    left_out = read_json(archive / "archive.json")["left_out"]
-    assert {"a-s1/metrics.jsonl", "a-s2/metrics.jsonl"} <= set(left_out)
-    assert verify(archive) == []
-
-
-def test_a_pattern_that_matches_nothing_is_refused_and_the_archive_stays(launch, root):
-    before = sorted(preserve(launch, root).rglob("*"))
-
-    with pytest.raises(RunError, match="no file matches 'a-s1/metric'"):
-        preserve(launch, root, leave_out=["a-s?/metrics.jsonl", "a-s1/metric"])
-
-    assert sorted(root.glob("*/**/*")) == before
 
 
 def test_links_are_resolved_and_bad_ones_left_out(launch, root, tmp_path):
@@ -173,6 +97,16 @@ def test_unfinished_runs_are_refused_by_name(launch, root):
     with pytest.raises(RunError, match="1 runs neither finished nor failed: a-s2"):
         preserve(launch, root)
     assert not root.exists()
+
+
+def test_a_run_whose_marker_is_damaged_is_preserved_and_says_so(launch, root):
+    (launch / "b-s1" / "FAILED").write_text("{")
+
+    archive = preserve(launch, root)
+
+    run = read_json(archive / "archive.json")["runs"][2]
+    assert (run["name"], run["state"]) == ("b-s1", "FAILED")
+    assert run["cause"].startswith("b-s1/FAILED: cannot be read as JSON")
 
 
 def test_an_unfinished_run_may_be_allowed_and_its_state_is_recorded(launch, root):
@@ -217,12 +151,6 @@ def test_an_archive_that_holds_more_than_the_launch_is_never_replaced(launch, ro
         preserve(launch, root, allow_unfinished=True)
 
     assert verify(root / NAME) == []
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
 
 
 def truncate(path: Path) -> None:
@@ -302,6 +230,17 @@ def test_a_damaged_archive_is_written_anew_from_an_unchanged_launch(launch, root
     assert verify(preserve(launch, root)) == []
 
 
+def test_an_archive_without_its_record_is_written_anew_unless_it_holds_more_than_the_launch(launch, root):
+    archive = preserve(launch, root)
+    (archive / "archive.json").unlink()
+    (launch / "a-s1" / "DONE").unlink()
+    with pytest.raises(RunError, match="holds run 'a-s1' as DONE"):
+        preserve(launch, root, allow_unfinished=True)
+
+    RunDir(launch / "a-s1").mark("DONE", {})
+    assert verify(preserve(launch, root)) == []
+
+
 def test_a_restored_launch_gives_the_same_summary_and_the_same_archive(launch, root, tmp_path):
     summarize(launch)
     archive = preserve(launch, root)
@@ -332,73 +271,16 @@ def test_restoring_over_something_is_refused(launch, root):
 
 
 def test_a_full_disk_is_named_leaves_no_archive_and_the_next_preserve_succeeds(launch, root, monkeypatch):
-    calls = iter(range(100))
-
-    def full(descriptor: int) -> None:
-        if next(calls) == 5:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
+    def full(folder: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "disk")
 
     with monkeypatch.context() as patch:
-        patch.setattr(archive_module.os, "fsync", full)
-        with pytest.raises(RunError, match="No space left on device"):
+        patch.setattr(deposit_module, "sync_disk", full)
+        with pytest.raises(RunError, match=r"stopped at disk .*No space left on device"):
             preserve(launch, root)
     assert not (root / NAME).exists()
 
     assert verify(preserve(launch, root)) == []
-
-
-def preserve_until(event_number: int, launch: Path, root: Path) -> bool:
-    """Preserve in a child that kills itself at its n-th file operation; True: it was done before that."""
-    child = os.fork()
-    if child == 0:
-        remaining = event_number
-
-        def count(event: str, arguments: tuple) -> None:
-            nonlocal remaining
-            if event == "open" or event.startswith(("os.", "shutil.")):
-                remaining -= 1
-                if remaining == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(count)
-        preserve(launch, root)
-        os._exit(0)
-    return os.waitpid(child, 0)[1] == 0
-
-
-def whole_copies(root: Path) -> list[Path]:
-    return [path for path in root.iterdir() if path.is_dir() and not verify(path)] if root.exists() else []
-
-
-def test_whenever_preserve_is_killed_no_half_archive_verifies_and_the_next_one_succeeds(launch, root):
-    preserve(launch, root)
-    complete = set(tree(root / NAME)) - {"archive.json", "SHA256SUMS"}
-    shutil.rmtree(root)
-
-    for point in KILL_POINTS:
-        if preserve_until(point, launch, root):
-            break
-        for copy in whole_copies(root):
-            assert set(tree(copy)) - {"archive.json", "SHA256SUMS"} == complete, f"operation {point}"
-        assert verify(preserve(launch, root)) == []
-        assert [path.name for path in root.iterdir() if path.is_dir()] == [NAME]
-        shutil.rmtree(root)
-
-    assert KILL_POINTS.index(point) >= 20
-
-
-def test_whenever_a_replacing_preserve_is_killed_some_whole_copy_is_left(launch, root):
-    for point in KILL_POINTS:
-        preserve(launch, root)
-        append_jsonl(launch / "a-s1" / "train.jsonl", {"step": point})
-        if preserve_until(point, launch, root):
-            break
-        assert whole_copies(root), f"operation {point}"
-        preserve(launch, root)
-        assert whole_copies(root) == [root / NAME], f"operation {point}"
-        assert (root / NAME / "a-s1" / "train.jsonl").read_text().endswith(f'"step": {point}}}\n')
-
-    assert KILL_POINTS.index(point) >= 20
 
 
 def test_a_killed_replacement_gives_the_older_archive_its_name_back(launch, root):
@@ -426,26 +308,3 @@ def test_preservers_at_the_same_time_make_one_archive(launch, root):
 
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
     assert whole_copies(root) == [root / NAME]
-
-
-def test_the_index_lists_every_archive_with_states_headline_and_verdict(launch, root):
-    write_json(launch / "summary.json", {"headline": "x 0.429 | best of 2"})
-    archive = preserve(launch, root)
-    flip(preserve_copy(archive, "broken_20261122_101501") / "plan.json")
-    (root / "seed_run").mkdir()
-    (root / f"{NAME}.partial").mkdir()
-
-    text = write_index(root).read_text()
-
-    rows = [line for line in text.splitlines() if line.startswith("| [")]
-    assert "Generated" in text
-    assert len(rows) == 3
-    assert "1 FAILED" in rows[1] and "2 DONE" in rows[1]
-    assert "x 0.429 \\| best of 2" in rows[1]
-    assert rows[1].endswith("| yes |")
-    assert "**NO**, 1: plan.json: damaged" in rows[0]
-    assert "**NO**, 1: SHA256SUMS: missing" in rows[2]
-
-
-def preserve_copy(archive: Path, name: str) -> Path:
-    return Path(shutil.copytree(archive, archive.with_name(name)))

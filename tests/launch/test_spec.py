@@ -132,3 +132,14 @@ def test_the_schema_knows_references_and_takes_any_other_value(capsys):
     assert other == {"not": {"type": "object", "required": ["best_of"]}}
     assert schema["properties"]["grid"]["additionalProperties"]["items"] == value
     assert schema["properties"]["include"]["items"]["additionalProperties"] == value
+
+
+def test_a_tracker_that_is_not_installed_is_refused_with_line_and_remedy(write_spec, project, monkeypatch):
+    monkeypatch.setattr("latentbridge.trackers.find_spec", lambda name: None)
+    path = write_spec("name: s\njob: count\ntrackers: [tensorboard]")
+
+    _, _, (complaint,) = read_draft(path, project)
+    assert str(complaint.origin) == "configs/spec.yaml:3"
+    assert complaint.text == (
+        "trackers: 'tensorboard' is not installed here; pip install -e '.[tensorboard]', or leave it out"
+    )

@@ -13,11 +13,12 @@ from pydantic import Field
 
 from latentbridge.config import Config, read_yaml, to_yaml
 from latentbridge.errors import RunError
+from latentbridge.metric import best_of
 from latentbridge.rundir import RunDir, read_jsonl
 
 
 class Reference(Config):
-    """A setting as a spec may write it: the winner's value of the same setting."""
+    """The best of several cells: as a setting its value of the same one, in a comparison the cell itself."""
 
     best_of: str = Field(min_length=1, description="names of cells, with * and ? as in file names")
     metric: str = Field(min_length=1, description="a metric of their final evaluation, e.g. answer_nll")
@@ -54,13 +55,8 @@ def resolve(
     values, why = {}, {}
     for key, reference in references.items():
         scores = {cell: _score(runs[cell], reference.metric) for cell in reference.candidates}
-        best = (min if reference.mode == "min" else max)(scores, key=lambda cell: scores[cell])
+        best, why[key] = best_of(scores, reference.metric, reference.mode)
         values[key] = setting(read_yaml(runs[best][0].config).values, key)
-        beaten = ", ".join(f"{cell} {score:.6g}" for cell, score in scores.items() if cell != best)
-        bound = "lowest" if reference.mode == "min" else "highest"
-        why[key] = (
-            f"{best} has the {bound} {reference.metric}, {scores[best]:.6g}; beaten: {beaten or 'none'}"
-        )
     return values, why
 
 

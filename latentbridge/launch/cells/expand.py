@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from latentbridge.config import Complaint, JobConfig, Key, Origin, Tree, did_you_mean
-from latentbridge.launch.cells.best_of import BestOf
+from latentbridge.launch.cells.best_of import BestOf, Reference
 from latentbridge.launch.cells.cell import Cell, Maker
 from latentbridge.launch.cells.combine import Variant, combine
 from latentbridge.launch.cells.complaints import Complaints
@@ -23,6 +23,7 @@ from latentbridge.launch.spec import (
     read_base,
     read_draft,
 )
+from latentbridge.metric import HIGHER, LOWER, better
 
 __all__ = ["Cell", "read_cells"]
 
@@ -65,7 +66,8 @@ def _expand(spec: Spec, tree: Tree, settings: Tree, root: Path, complaints: Comp
     for name in graph.order():
         if name in drafts:
             maker.make(drafts[name])
-    _check_metrics(spec, tree, maker.made, drafts, complaints)
+    _check_metrics(spec, tree, maker.made, drafts, graph, complaints)
+    _check_directions(spec, tree, maker.made, complaints)
     complaints.refuse()
     cells = [cell for variant in variants for cell in maker.made[variant.name]]
     _check_ids(cells, {variant.name: variant.origin for variant in variants}, complaints)
@@ -113,6 +115,7 @@ def _check_metrics(
     tree: Tree,
     made: Mapping[str, list[Cell]],
     drafts: Mapping[str, Draft],
+    graph: Graph,
     complaints: Complaints,
 ) -> None:
     """What is watched, compared or chosen by must be measured; a job may not say what it measures."""
@@ -137,8 +140,25 @@ def _check_metrics(
         for candidate in reference.candidates:
             check_one(reference.metric, candidate, *place)
     for index, comparison in enumerate(spec.compare):
-        for name in (comparison.baseline, *comparison.against):
-            check_one(comparison.metric, name, tree, ("compare", index, "metric"))
+        for at, side in comparison.sides(index):
+            for name in graph.side(side):
+                check_one(comparison.metric, name, tree, ("compare", index, "metric"))
+                if isinstance(side, Reference):
+                    check_one(side.metric, name, tree, (*at, "metric"))
+
+
+def _check_directions(spec: Spec, tree: Tree, made: Mapping[str, list[Cell]], complaints: Complaints) -> None:
+    """What is compared has a better side; what nobody measures is complained about already."""
+    known = [runs[0].config.metric_names() for runs in made.values() if runs]
+    for index, comparison in enumerate(spec.compare):
+        metric = comparison.metric
+        if better(metric) is None and any(names is None or metric in names for names in known):
+            text = (
+                f"by '{metric}' nobody can win or lose: neither less nor more of it is known to be better, "
+                f"or it is a control's. Compare by a name that ends in {', '.join(HIGHER)} (more is better) "
+                f"or {', '.join(LOWER)} (less is)"
+            )
+            complaints.add(Complaint(tree.origin(("compare", index, "metric")), text))
 
 
 def _check_ids(cells: Iterable[Cell], origins: Mapping[str, Origin], complaints: Complaints) -> None:

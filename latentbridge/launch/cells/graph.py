@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 
 from latentbridge.config import Complaint, Key, Origin, Tree, did_you_mean, listed
@@ -32,10 +32,16 @@ class Graph:
 
     def candidates(self, name: str, reference: Reference) -> tuple[str, ...]:
         """The cells that a reference of cell `name` chooses from."""
-        pattern = reference.best_of
+        return tuple(other for other in self.side(reference) if other != name)
+
+    def side(self, side: str | Reference) -> Sequence[str]:
+        """The cells that one side of a comparison may be."""
+        if isinstance(side, str):
+            return (side,)
+        pattern = side.best_of
         if pattern not in self._matches:  # once for all cells of a grid
             self._matches[pattern] = fnmatch.filter(self._names, pattern)
-        return tuple(other for other in self._matches[pattern] if other != name)
+        return self._matches[pattern]
 
     def order(self) -> list[str]:
         """All cells, each behind those it waits for; none where they go in a circle."""
@@ -84,14 +90,32 @@ class Graph:
             mentioned.append((("needs", name), name))
             mentioned += [(("needs", name, index), need) for index, need in enumerate(needs)]
         for index, comparison in enumerate(self._spec.compare):
-            key: Key = ("compare", index)
-            mentioned.append(((*key, "baseline"), comparison.baseline))
-            mentioned += [((*key, "against", i), cell) for i, cell in enumerate(comparison.against)]
-            if comparison.baseline in comparison.against:
-                text = f"'{comparison.baseline}' is compared with itself; drop it from 'against'"
-                self._complaints.add(Complaint(self._tree.origin((*key, "against")), text))
+            (_, baseline), *against = sides = comparison.sides(index)
+            mentioned += [(key, side) for key, side in sides if isinstance(side, str)]
+            for key, side in sides:
+                if not self.side(side):
+                    self._complain(key, f"'{side}': no run is called so", str(side))
+            for key, side in against:
+                self._check_sides(key, side, baseline)
         for key, name in mentioned:
             if name not in self._names:
-                hint = did_you_mean(name, tuple(self._names))
-                text = f"no run is called '{name}'; {hint}Runs: {listed(self._names)}"
-                self._complaints.add(Complaint(self._tree.origin(key), text))
+                self._complain(key, f"no run is called '{name}'", name)
+
+    def _complain(self, key: Key, text: str, name: str) -> None:
+        hint = did_you_mean(name, tuple(self._names))
+        text = f"{text}; {hint}Runs: {listed(self._names)}"
+        self._complaints.add(Complaint(self._tree.origin(key), text))
+
+    def _check_sides(self, key: Key, side: str | Reference, baseline: str | Reference) -> None:
+        """Who is compared is another than the baseline, and had no more tries at it."""
+        cells, others = self.side(side), self.side(baseline)
+        text = ""
+        if both := [cell for cell in cells if cell in others]:
+            text = f"'{both[0]}' is compared with itself; drop it from 'against'"
+        elif cells and others and len(cells) != len(others):
+            text = (
+                f"'{side}' is chosen of {len(cells)}, '{baseline}' of {len(others)}: more tries do better by "
+                "luck alone; let both choose among as many"
+            )
+        if text:
+            self._complaints.add(Complaint(self._tree.origin(key), text))

@@ -5,6 +5,7 @@ Every problem is found in one pass and told in one line: where it was set, what 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ def preflight(plan: Plan, runs: Path, limits: Limits | None, scripts: Mapping[st
         {cell.name: Tree(cell.settings, {}).flat() for cell in plan.cells},
         lambda run, key: written[run].origin(tuple(key.split("."))),
     )
+    problems += _unset_variables(plan)
     if limits is not None:
         problems += _bad_requests(plan, profile, limits)
     refuse(problems)
@@ -48,6 +50,15 @@ def refuse(problems: Iterable[str]) -> None:
     """Raise PreflightError with one line for every problem, if there is one."""
     if lines := list(dict.fromkeys(problems)):
         raise PreflightError("\n".join([*lines, "Nothing was submitted"]))
+
+
+def _unset_variables(plan: Plan) -> Iterator[str]:
+    name = plan.spec.notify.webhook_variable if plan.spec.notify else None
+    if name and not os.environ.get(name):
+        yield (
+            f"{plan.spec_path}: notify.webhook is ${name}, which is not set here; export {name}=https://..., "
+            "which jobs take over from whoever submits them, or leave it out"
+        )
 
 
 def _by_request(resources: Mapping[str, Resources]) -> dict[Resources, list[str]]:

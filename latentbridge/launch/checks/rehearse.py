@@ -139,9 +139,8 @@ def _conducted(request: dict[str, Any], say: Say) -> dict[str, Any]:
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
         with (Path(folder) / "stderr").open("w+") as errors:
-            process = subprocess.Popen(
-                command, env=environ, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=folder
-            )
+            # in the folder of who launches: settings may name files from there, as the runs will read them
+            process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=errors, text=True)
             try:
                 for line in process.stdout or ():
                     done, total, what = line.rstrip("\n").split(" ", 2)

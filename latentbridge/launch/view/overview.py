@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from latentbridge.launch.account import HOUR_S, at_most
 from latentbridge.launch.node.attempt import STOPPED_BY, history
 from latentbridge.launch.node.nodes import bad_nodes
-from latentbridge.launch.status import ACTIVE, Phase, RunStatus
+from latentbridge.launch.status import ACTIVE, ENDED, Phase, RunStatus
 from latentbridge.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ INTEREST: tuple[Phase, ...] = (
     "done",
 )
 NOTABLE = INTEREST[:7]
-# nothing happens to these unless somebody asks
-ENDED: tuple[Phase, ...] = ("done", "failed", "cancelled", "held", "blocked", "lost")
 # these saved what they had, or nobody wanted more
 NOT_LOST = ("done", "preempted", "timeout", *STOPPED_BY)
 # values of one setting that a line can hold

@@ -115,17 +115,61 @@ MISTAKES = {
         ["spec.yaml:5:", "'x' needs itself: x -> z -> y -> x", "cut the circle"],
     ),
     "comparison with an unknown run": (
-        "runs: {one: {}}\ncompare:\n  - {baseline: one, against: [ono], metric: m}",
+        "runs: {one: {}}\ncompare:\n  - {baseline: one, against: [ono], metric: nll}",
         ["spec.yaml:5:", "no run is called 'ono'", "did you mean 'one'"],
     ),
     "comparison with itself": (
-        "runs: {one: {}}\ncompare:\n  - {baseline: one, against: [one], metric: m}",
+        "runs: {one: {}}\ncompare:\n  - {baseline: one, against: [one], metric: nll}",
         ["spec.yaml:5:", "'one' is compared with itself", "drop it"],
+    ),
+    "comparison with the best of nobody": (
+        "runs: {one: {}}\ncompare:\n  - baseline: one\n"
+        "    against: [{best_of: 'ono*', metric: m, mode: min}]\n    metric: nll",
+        ["spec.yaml:6:", "'best m (min) of ono*': no run is called so", "Runs: one"],
+    ),
+    "comparison with the best of cells that hold itself": (
+        "runs: {a_1: {}, a_2: {steps: 9}}\ncompare:\n  - baseline: {best_of: 'a_*', metric: m, mode: min}\n"
+        "    against: [a_2]\n    metric: nll",
+        ["spec.yaml:6:", "'a_2' is compared with itself", "drop it"],
+    ),
+    "comparison of one cell with the best of two": (
+        "runs: {a_1: {}, a_2: {steps: 9}, b: {steps: 8}}\ncompare:\n"
+        "  - baseline: {best_of: 'a_*', metric: m, mode: min}\n    against: [b]\n    metric: nll",
+        ["spec.yaml:6:", "'b' is chosen of 1, 'best m (min) of a_*' of 2", "let both choose among as many"],
+    ),
+    "comparison of the best by what chose them": (
+        "runs: {a_1: {}, b_1: {steps: 8}}\ncompare:\n"
+        "  - {baseline: {best_of: 'a_*', metric: m, mode: min}, against: [b_1], metric: m}",
+        ["spec.yaml:5:", "'a_*' would be chosen by m and compared by m", "choose by validation"],
+    ),
+    "comparison of the best by the test text": (
+        "runs: {a_1: {}, b_1: {steps: 8}}\ncompare:\n"
+        "  - {baseline: a_1, against: [{best_of: 'b_*', metric: test_nll, mode: min}], metric: m}",
+        ["spec.yaml:5:", "'b_*' would be chosen by test_nll", "choose by validation"],
+    ),
+    "comparison of the best by a metric that nobody measures": (
+        "job: measured\nruns: {a_1: {}, b_1: {steps: 9}}\n"
+        "compare:\n  - {baseline: {best_of: 'a_*', metric: los, mode: min}, against: [b_1], metric: score}",
+        ["spec.yaml:5:", "'los' is no metric", "did you mean 'loss'", "It measures loss, score"],
+    ),
+    "comparison with a best without a mode": (
+        "runs: {a_1: {}, b_1: {steps: 8}}\ncompare:\n"
+        "  - {baseline: a_1, against: [b_1, {best_of: 'b_*', metric: m}], metric: nll}",
+        ["spec.yaml:5:", "'mode' is missing", "min or max"],
     ),
     "comparison by a metric that nobody measures": (
         "job: measured\nruns: {one: {}, two: {steps: 9}}\n"
         "compare:\n  - {baseline: one, against: [two], metric: los}",
         ["spec.yaml:5:", "'los' is no metric", "did you mean 'loss'", "It measures loss, score"],
+    ),
+    "comparison by a metric of which neither side is better": (
+        "runs: {one: {}, two: {steps: 9}}\n"
+        "compare:\n  - {baseline: one, against: [two], metric: active_parameters}",
+        [
+            "spec.yaml:5:",
+            "by 'active_parameters' nobody can win or lose",
+            "Compare by a name that ends in accuracy",
+        ],
     ),
     "early stopping by a metric that nobody measures": (
         "job: measured\nruns:\n  one: {early_stop.metric: skore}",

@@ -99,6 +99,17 @@ def test_a_rehearsal_takes_one_thread_and_no_gpu(plan, monkeypatch):
         rehearse(plan, [], print)
 
 
+def test_a_rehearsal_looks_for_files_where_its_launch_is_made(plan, monkeypatch):
+    """A text named from there was no file for the rehearsal, which had a folder of its own."""
+
+    def asked(command: list[str], *, cwd: Path | None = None, **_: Any) -> None:
+        raise PreflightError(f"in {cwd or Path.cwd()}")
+
+    monkeypatch.setattr(module.subprocess, "Popen", asked)
+    with pytest.raises(PreflightError, match=rf"^in {Path.cwd()}$"):
+        rehearse(plan, [], print)
+
+
 def test_the_same_plan_is_rehearsed_once_and_again_after_a_failure(plan, answer):
     rehearse(plan, [], print)
     assert rehearse(plan, [], print).seconds is None
