@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 
 from latentbridge.audit.ablations import read_launch
+from latentbridge.audit.collect.table import collect
+from latentbridge.audit.comparison import text as comparison
+from latentbridge.audit.comparison.report import compare
 from latentbridge.audit.table import render
 from latentbridge.config import JobConfig, Origin, Tree, build, config_id, load, read_yaml
 from latentbridge.launch.cli import main
@@ -123,10 +126,32 @@ def test_the_pretrained_result_of_the_readme_verifies_and_is_of_the_spec_that_sh
         assert shown[-2:] == [of[name]["bridged_accuracy"], of[name]["target_alone_accuracy"]]
 
 
-def test_the_preserved_summary_is_the_one_that_is_made_of_the_archive_today():
+def test_the_preserved_summary_is_what_is_made_of_the_archive_today_but_for_the_test():
+    """Its comparisons are by Welch's t, the rule of its day; today cells of the same seeds are paired."""
     archive = ROOT / "preserved_data" / "demo_gpu_20261122_121246"
+    summary = read_launch(archive)
+    then = (archive / "summary.log").read_text().split("\n\n")
+    now = render(summary).split("\n\n")
 
-    assert render(read_launch(archive)) == (archive / "summary.log").read_text()
+    ((old, new),) = [pair for pair in zip(then, now, strict=True) if pair[0] != pair[1]]
+    assert old.startswith("Comparisons by Welch's t over seeds")
+    assert new.startswith("Comparisons by t of pairs of seeds")
+    differences = [re.findall(r"(-?0\.\d+) \[", text) for text in (old, new)]
+    assert differences[0] == differences[1] == ["0.267", "0.144", "-0.176"]
+
+
+def test_the_comparison_of_the_readme_is_the_one_that_the_command_makes():
+    archive = ROOT / "preserved_data" / "demo_gpu_20261122_121246"
+    (block,) = [part.removeprefix("text\n") for part in FENCED if part.startswith("text\n")]
+    sides = [f"{archive}:{cell}" for cell in ("forward_no_fixes_soft_tokens=8", "forward_soft_tokens=8")]
+
+    made = comparison.render(compare(sides, ["context_recovered", "bridged_accuracy"])).splitlines()
+
+    assert [line for line in block.splitlines() if line not in made] == []
+
+
+def test_the_counts_of_the_readmes_audit_are_those_of_the_archives():
+    assert [*collect(ROOT / "preserved_data").lines()][-1] in README
 
 
 def test_the_spec_of_the_readme_can_be_launched(tmp_path):

@@ -24,7 +24,7 @@ WORKLOADS = {
 }
 # what several workloads are made of, above train, data and nn
 SHARED = {"lm"}
-BELOW = ["config", "errors", "metric", "rundir", "job", "train", "data", "nn"]
+BELOW = ["config", "errors", "metric", "rundir", "trackers", "job", "train", "data", "nn"]
 MAX_LINES = 500
 
 SOURCES = sorted(PACKAGE.rglob("*.py")) + sorted((ROOT / "jobs").glob("*.py")) + [ROOT / "launch.py"]
@@ -33,6 +33,8 @@ LIGHT = [
     *(PACKAGE / "launch").rglob("*.py"),
     *PACKAGE.glob("*/config.py"),
     PACKAGE / "audit" / "eval_jsonl.py",
+    # figures and papers take the rules of splits from there
+    PACKAGE / "layer_routing" / "metrics.py",
     *(ROOT / "jobs").glob("*.py"),
 ]
 

@@ -17,7 +17,7 @@ from latentbridge.config import Tree, build, read_yaml
 from latentbridge.data import gsm8k
 from latentbridge.data import problem as problem_module
 from latentbridge.job import Run
-from latentbridge.launch import preserve
+from latentbridge.launch import keep, preserve
 from latentbridge.launch.spec import read_base
 from latentbridge.rehearsal import checks, problems
 from latentbridge.rehearsal.contract import Caught, Stage
@@ -196,7 +196,7 @@ def test_a_run_is_archived_to_its_end(stage, verdict):
 
 
 @pytest.mark.parametrize(
-    ("place", "name"), [(ablations, "render"), (ablations, "read_run"), (preserve, "_write")]
+    ("place", "name"), [(ablations, "render"), (ablations, "read_run"), (preserve, "deposit")]
 )
 def test_a_crash_of_summary_or_archive_is_caught(stage, verdict, monkeypatch, place: Any, name: str):
     """It would show when the last run of a launch has ended."""
@@ -211,8 +211,8 @@ def test_a_crash_of_summary_or_archive_is_caught(stage, verdict, monkeypatch, pl
 
 
 def test_an_archive_that_loses_results_is_caught(stage, verdict, monkeypatch):
-    belongs = preserve._belongs
-    monkeypatch.setattr(preserve, "_belongs", lambda name: belongs(name) and "metrics" not in name)
+    belongs = keep._belongs
+    monkeypatch.setattr(keep, "_belongs", lambda name, kinds: belongs(name, kinds) and "metrics" not in name)
 
     is_good, text = verdict(checks.phases, stage())
     assert not is_good
