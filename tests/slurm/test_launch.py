@@ -156,6 +156,8 @@ def test_a_job_cancelled_while_its_worker_still_starts_stays_cancelled(
     launch("spec")
     folder = the_launch(slurm_project)
     wait_for(lambda: list(folder.glob("slurm/*/*.err")))
+    # its shell may speak before SLURM holds it for running, and then it would not be asked to end
+    wait_for(lambda: "RUNNING" in cluster.run("squeue", "--noheader", "--format=%T").stdout.split())
 
     cluster.run("scancel", f"--name=lb-{folder.name}", "--state=RUNNING")
 
