@@ -341,7 +341,7 @@ def _paper(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from latentbridge.audit.page import write_page
 
-    print(write_page(Launch(args.launch.absolute()).path, args.out))
+    print(write_page(find_target(args.launch)[0].path, args.out))
     return 0
 
 
@@ -350,7 +350,7 @@ def _figures(args: argparse.Namespace) -> int:
     from latentbridge.audit.figures.style import NARROW_IN, PAGE_IN
     from latentbridge.launch.archive import SUMS
 
-    launch = Launch(args.launch.absolute())
+    launch, _ = find_target(args.launch)
     # an archive stays as it is
     out = args.out or (Path(launch.name) if (launch.path / SUMS).exists() else launch.path / figures.FOLDER)
     widest_in = NARROW_IN if args.width == "column" else PAGE_IN
@@ -366,12 +366,16 @@ def _figures(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     from latentbridge.launch.adopt import adopt
+    from latentbridge.launch.archive import read_record
     from latentbridge.launch.index import write_index
 
     root, code = project_root() / "preserved_data", 0
     for folder in args.folder:
         try:
-            print(adopt(folder, root))
+            archive = adopt(folder, root)
+            print(archive)
+            for reason in read_record(archive)["unread"]:
+                print(f"kept, but not read: {reason}", file=sys.stderr)
         except RunError as error:  # the others are imported all the same
             print(error, file=sys.stderr)
             code = error.exit_code
@@ -421,7 +425,7 @@ def _collect(args: argparse.Namespace) -> int:
     print(*found.lines(), sep="\n")
     for reason in found.unreadable:
         print(reason, file=sys.stderr)
-    if not found.files:
+    if not found.files and not found.unreadable:
         print(f"{args.folder}: no file of a known kind", file=sys.stderr)
     return EXIT_FAILED if found.unreadable or not found.files else 0
 

@@ -15,7 +15,7 @@ from latentbridge.audit.summary import Verdict
 from latentbridge.config import did_you_mean, listed
 from latentbridge.errors import ConfigError, DamageError
 from latentbridge.launch.archive import SUMS, hash_file, read_sums
-from latentbridge.launch.record import Launch
+from latentbridge.launch.record import find_target
 from latentbridge.metric import Metric
 from latentbridge.paper.trace import Source
 
@@ -40,7 +40,7 @@ class LaunchResults:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.plan = Launch(folder).plan
+        self.plan = find_target(folder)[0].plan
         self.name = _STAMP.sub("", folder.name)
 
     @cached_property

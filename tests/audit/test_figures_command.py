@@ -31,14 +31,27 @@ def width_in(png):
     return struct.unpack(">I", png.read_bytes()[16:20])[0] / 30
 
 
-def test_one_figure_goes_where_it_is_told_in_the_formats_that_are_asked_for(mixtures, tmp_path, capsys):
+def test_one_figure_goes_where_it_is_told_in_the_formats_that_are_asked_for(
+    mixtures, tmp_path, capsys, caplog
+):
     assert run(mixtures, "--only", "overlay", "--out", tmp_path / "here", "--format", "pdf", "svg") == 0
 
     found = sorted(path.name for path in (tmp_path / "here").iterdir())
     assert found == ["overlay.csv", "overlay.pdf", "overlay.svg"]
     assert capsys.readouterr().out.splitlines() == [str(tmp_path / "here" / name) for name in found]
     assert (tmp_path / "here" / "overlay.pdf").read_bytes().startswith(b"%PDF")
+    assert run(mixtures, "--only", "overlay", "--out", tmp_path / "pdf", "--format", "pdf") == 0
+    assert caplog.records == [], "a PDF alone is no want of matplotlib"
     assert not (mixtures / "figures").exists()
+
+
+@pytest.mark.parametrize("command", ["figures", "report"])
+def test_a_folder_that_is_no_launch_is_bad_input(command, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(tmp_path / "nowhere")])
+
+    assert ended.value.code == 2
+    assert "nowhere: neither a launch folder nor a run in one" in capsys.readouterr().err
 
 
 def test_a_launch_has_its_figures_inside_and_an_archive_stays_as_it_is(mixtures, tmp_path, monkeypatch):

@@ -190,6 +190,7 @@ def test_the_command_imports_what_it_can_and_indexes_it(seed, tmp_path, monkeypa
     assert ended.value.code != 0
     assert "no such folder" in said.err
     assert said.out == f"{tmp_path}/preserved_data/{NAME}\n"
+    assert said.err.count("kept, but not read: ") == 2
     index = (tmp_path / "preserved_data" / "README.md").read_text()
     assert "- why: imported; layout: latentwire" in index
     assert "1 DONE, 1 unfinished" in index

@@ -203,18 +203,21 @@ def texts_not_told(pair: Pair) -> list[str]:
     """Runs whose text could not be held against the first's by its content, in words."""
     first, *others = pair.runs
     found = []
-    for run in others:
-        texts = (first.text, run.text)
-        both = f"{first.folder.path.parent.name}/{first.row.name} and {run.folder.path.parent.name}/"
-        both += run.row.name
-        if (first.text is None) != (run.text is None):
-            found.append(f"only one of {both} says what text it was read (text.json)")
-        elif first.text is not None and not _tell_files(texts):
-            found.append(
-                f"the texts of {both} are of one size, which is all that is known: an older text.json does "
-                "not say which files a split is cut from"
-            )
+    if silent := [run for run in others if (run.text is None) != (first.text is None)]:
+        found.append(f"only one of {_both(first, silent)} says what text it was read (text.json)")
+    known = [run for run in others if first.text is not None and run.text is not None]
+    if alike := [run for run in known if not _tell_files((first.text, run.text))]:
+        found.append(
+            f"the texts of {_both(first, alike)} are of one size, which is all that is known: an older "
+            "text.json does not say which files a split is cut from"
+        )
     return found
+
+
+def _both(first: RunRecords, others: Sequence[RunRecords]) -> str:
+    """Two runs by name, and how many more."""
+    names = [f"{run.folder.path.parent.name}/{run.row.name}" for run in (first, others[0])]
+    return " and ".join(names) + (f" (and {len(others) - 1} more)" if len(others) > 1 else "")
 
 
 def _tell_files(texts: Sequence[dict[str, Any] | None]) -> bool:

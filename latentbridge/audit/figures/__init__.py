@@ -88,7 +88,7 @@ def draw(
         except Exception as error:
             error.add_note(f"of figure {figure.name}")
             failed.append(error)
-    if written and not any(path.suffix == ".svg" for path in written):
+    if written and all(path.suffix == ".csv" for path in written):
         log.warning("%s: %s", records.summary.launch, MISSING)
     if failed:
         raise ExceptionGroup(f"{launch_folder}: {len(failed)} figures could not be drawn", failed)

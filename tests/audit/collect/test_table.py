@@ -144,6 +144,13 @@ def test_a_file_that_looks_known_and_cannot_be_read_is_named_and_exit_code_1(
     assert printed.out.splitlines()[-1] == "1 file, 1 run, 4 rows, 2 void; 1 unreadable"
 
 
+def test_a_folder_of_one_damaged_file_is_not_called_one_of_no_known_kind(tmp_path, capsys):
+    (tmp_path / "train_log.jsonl").write_bytes(b'{"loss": 2.5\n')
+
+    assert command(tmp_path) == 1
+    assert "known kind" not in capsys.readouterr().err
+
+
 def test_a_mixture_becomes_one_table_in_csv_and_json(run, tmp_path):
     run("ours/stable-s17")
     (tmp_path / "theirs").mkdir()

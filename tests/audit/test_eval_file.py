@@ -1,0 +1,85 @@
+"""One file of answers, counted as it streams by: compressed, damaged, or long."""
+
+import gzip
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from eval_records import record, write
+
+from latentbridge.audit.eval_file import audit_file
+from latentbridge.audit.eval_jsonl import find_eval_files, main
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "eval_samples_step_250.jsonl"
+
+
+def test_memory_does_not_grow_with_the_length_of_texts(file):
+    # 25 MB in 200 records: the seed's largest archive files hold 2.3 MB
+    long = "word – " * 8000
+    write(file, [record(i, source_full=long, target_full=long) for i in range(200)])
+    tracemalloc.start()
+    audit = audit_file(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert audit.gold_match == 200
+    assert peak < 3 * 2**20
+
+
+def packed(file: Path) -> Path:
+    """The file compressed, in place of the plain one."""
+    target = file.with_name(file.name + ".gz")
+    target.write_bytes(gzip.compress(file.read_bytes()))
+    file.unlink()
+    return target
+
+
+def test_a_compressed_file_is_counted_like_the_plain_one(tmp_path, capsys):
+    records = [record(0), record(1, "[invalid]"), record(2, "9")]
+    write(tmp_path / "a" / "eval_samples_step_250.jsonl", records[:2])
+    plain = audit_file(write(tmp_path / "a" / "eval_samples_step_final.jsonl", records))
+    for file in find_eval_files(tmp_path):
+        packed(file)
+
+    code = main([str(tmp_path)])
+
+    first, last = find_eval_files(tmp_path)
+    assert (first.name, last.name) == ("eval_samples_step_250.jsonl.gz", "eval_samples_step_final.jsonl.gz")
+    audit = audit_file(last)
+    assert (audit.total, audit.invalid, audit.gold_match, audit.label) == (3, 1, 1, "final")
+    assert audit.digest == plain.digest
+    assert code == 0
+    assert f"{last} -> total=3 invalid=1 gold_match=1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no gzip"])
+def test_damage_of_a_compressed_file_is_a_malformed_line(file, capsys, damage):
+    path = packed(write(file, [record(i, source_full=f"{i:b}" * i) for i in range(40)]))
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        del content[len(content) // 2 :]
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 255
+    else:
+        content[:2] = b"{}"
+    path.write_bytes(content)
+
+    code = main([str(path)])
+
+    assert code == 1
+    assert "is cut off: gzip cannot read on" in capsys.readouterr().out
+
+
+def test_memory_does_not_grow_with_what_is_compressed(file):
+    long = "word – " * 8000
+    path = packed(write(file, [record(i, source_full=long, target_full=long) for i in range(100)]))
+    tracemalloc.start()
+    audit = audit_file(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert audit.gold_match == 100
+    assert peak < 3 * 2**20
