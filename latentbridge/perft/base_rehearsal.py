@@ -14,7 +14,7 @@ from latentbridge.perft.base import MoeBase, Olmoe, write_export
 from latentbridge.perft.config import MoeBaseConfig
 from latentbridge.rehearsal.contract import Caught, Check, Stage
 from latentbridge.rehearsal.shrinking import BATCH, small_train
-from latentbridge.train.checkpoint import write_best
+from latentbridge.train.checkpoint import full_weights, write_best
 
 _LAYERS, _CONTEXT, _WINDOWS = 2, 12, 3
 _TOKENIZER = "bundled:llama_bpe"
@@ -50,7 +50,7 @@ def export(stage: Stage) -> str:
     """What is written for others to load has the weights of the checkpoint, in half precision."""
     made, model = _parts(stage)
     folder = stage.run().folder
-    best = folder.checkpoints / write_best(folder.checkpoints, model, {"step": 1})
+    best = folder.checkpoints / write_best(folder.checkpoints, full_weights(model), {"step": 1})
     write_export(made, best / "model.safetensors", folder.path / "export")
     lm = load_frozen(str(folder.path / "export"), torch.float32, made.device)
     exported = dict(lm.model.named_parameters())

@@ -36,7 +36,7 @@ from latentbridge.rehearsal.shrinking import (
     small_problems,
     small_train,
 )
-from latentbridge.train.checkpoint import write_best
+from latentbridge.train.checkpoint import full_weights, write_best
 
 _LAYERS = 2
 # a narrow model starts out saying nearly the same of everything, which would hide what it reads
@@ -165,7 +165,7 @@ def _in_both_modes(stage: Stage, prove: Any) -> str:
 def export(stage: Stage) -> str:
     """What is written for others to load has the weights of the checkpoint, in half precision."""
     made, folder = _workload(stage), stage.run().folder
-    best = folder.checkpoints / write_best(folder.checkpoints, made.model, {"step": 1})
+    best = folder.checkpoints / write_best(folder.checkpoints, full_weights(made.model), {"step": 1})
     write_export(made, best / "model.safetensors", folder.path / "export")
     lm = load_frozen(str(folder.path / "export"), torch.float32, made.device)
     exported = dict(lm.model.named_parameters())

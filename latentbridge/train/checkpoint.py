@@ -8,7 +8,6 @@ checkpoints/
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 
 from latentbridge.errors import RunError
 from latentbridge.nn.exchange import peers_of
-from latentbridge.rundir import read_json, sync_folder, write_json
+from latentbridge.rundir import hash_file, read_json, sync_folder, write_json
 from latentbridge.train import distributed, shards
 from latentbridge.train.engine import Engine
 
@@ -60,16 +59,15 @@ def read_last(root: Path) -> tuple[Path, dict[str, Any]] | None:
     return folder, dict(read_json(folder / STATE))
 
 
-def write_best(root: Path, module: nn.Module, state: dict[str, Any]) -> str:
-    """Copy the weights as they are now into a new folder and return its name; all ranks together.
+def write_best(root: Path, weights: dict[str, Tensor], state: dict[str, Any]) -> str:
+    """Write `full_weights` into a new folder and return its name; all ranks together.
 
     It is not `best` yet: first `last` must remember the name, so that the two can never disagree.
     """
-    weights = full_weights(module)
     folder = _new_folder(root, f"best-{state['step']}-")
     if distributed.rank() == 0:
         save_file(weights, folder / WEIGHTS)
-        write_json(folder / STATE, {**state, "sha256": _sha256(folder / WEIGHTS)})
+        write_json(folder / STATE, {**state, "sha256": hash_file(folder / WEIGHTS)})
         _sync_tree(folder)
     distributed.barrier()
     return folder.name
@@ -88,7 +86,7 @@ def load_best(root: Path, name: str, module: nn.Module) -> None:
     node may still see the link as it was.
     """
     weights = root / name / WEIGHTS
-    if _sha256(weights) != read_json(root / name / STATE)["sha256"]:
+    if hash_file(weights) != read_json(root / name / STATE)["sha256"]:
         raise RunError(f"{weights}: its SHA-256 is not the one in {STATE}; the file was damaged")
     load_weights(module, weights)
 
@@ -193,8 +191,3 @@ def _sync_tree(folder: Path) -> None:
     for path in [folder, *folder.rglob("*")]:
         if path.is_dir():
             sync_folder(path)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

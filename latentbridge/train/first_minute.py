@@ -93,12 +93,16 @@ def _try_updates(workload: Weighable, engine: Engine, steps: Sequence[int]) -> N
 def _try_update(workload: Weighable, engine: Engine, batch: Any, step: int, is_alone: bool) -> None:
     # not the engine: it takes any backward for one of its own, and would keep the gradients
     terms = workload.losses(engine.module, batch, step)
+    # what weighs nothing is a figure for the log
+    weighted = [name for name, term in terms.items() if term.weight]
     parameters = [p for p in engine.module.parameters() if p.requires_grad]
-    for name, term in terms.items():
-        # what weighs nothing is a figure for the log
-        if not term.weight:
-            continue
-        found = torch.autograd.grad(term.value, parameters, retain_graph=True, allow_unused=True)
+    for number, name in enumerate(weighted):
+        if number:
+            terms.clear()
+            # a compiled part, such as FlexAttention, may give its gradient only once
+            terms = workload.losses(engine.module, batch, step)
+        term = terms[name]
+        found = torch.autograd.grad(term.value, parameters, allow_unused=True)
         is_dead = not any(gradient is not None and bool(gradient.any()) for gradient in found)
         # a term that compares samples has nothing to say of a single one
         if is_dead and not is_alone:

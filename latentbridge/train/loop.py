@@ -184,6 +184,8 @@ class _Loop:
         self.stop = StopPoll(run)
         self.recorded = self._record() if config.train.recorded else None
         self.saved_step = -1
+        # weights and what is told of them, see `_save`
+        self.unwritten_best: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._resume()
         if self.state.step == 0 and isinstance(workload, Weighable) and self._is_tried_out():
             found = first_minute(workload, self.engine, config.train.steps, run)
@@ -318,17 +320,15 @@ class _Loop:
         improved = state.step > 0 and value is not None and _is_better(value, state.best_value, watched.mode)
         if improved:
             best = {"step": state.step, "metric": watched.metric, "value": value}
-            state.best_folder = checkpoint.write_best(self.root, self.engine.module, best)
+            self.unwritten_best = None  # its memory is free before more is taken
+            self.unwritten_best = (checkpoint.full_weights(self.engine.module), best)
             state.best_step, state.best_value, state.evaluations_since_best = state.step, value, 0
         elif state.step > 0:
             state.evaluations_since_best += 1
             state.stopped_early = state.evaluations_since_best == watched.patience
         state.evaluated = True
-        if improved or self.saved_step == state.step:
+        if self.saved_step == state.step:
             self._save()
-        if improved:
-            # `last` remembers the new best before the old one goes: a kill in between loses neither
-            checkpoint.link_best(self.root, str(state.best_folder))
 
     def _measure(self, step: int, label: str) -> dict[str, Metric]:
         """Evaluate in eval mode without gradients, then restore train mode; rank 0's numbers everywhere."""
@@ -344,16 +344,27 @@ class _Loop:
         return metrics
 
     def _save(self) -> None:
-        """Make `last` the run as it is now; of a step that is saved already, only the state is written."""
-        if self.saved_step == self.state.step:
+        """Make `last` the run as it is now, and `best` its best weights.
+
+        Of a step that is saved already, only the state and the best weights are written. In between, the best
+        are a copy in rank 0's memory: a run that is killed goes on from `last`, and finds them again.
+        """
+        state, unwritten = self.state, self.unwritten_best
+        if unwritten is not None:
+            state.best_folder = checkpoint.write_best(self.root, *unwritten)
+        if self.saved_step == state.step:
             checkpoint.rewrite_last_state(self.root, self._as_record())
-            return
-        self._settle()
-        self.run.beat()
-        self.run.sync()
-        checkpoint.save_last(self.root, self.engine, self._as_record())
-        self.run.beat()
-        self.saved_step = self.state.step
+        else:
+            self._settle()
+            self.run.beat()
+            self.run.sync()
+            checkpoint.save_last(self.root, self.engine, self._as_record())
+            self.run.beat()
+            self.saved_step = state.step
+        if unwritten is not None:
+            # `last` remembers the new best before the old one goes: a kill in between loses neither
+            checkpoint.link_best(self.root, str(state.best_folder))
+            self.unwritten_best = None
 
     def _as_record(self) -> dict[str, Any]:
         writer = _writer(self.config)

@@ -17,7 +17,7 @@ from latentbridge.lm.mixture_config import MixtureLmConfig, TemperatureConfig, t
 from latentbridge.nn.routers import Router
 from latentbridge.rundir import RunDir, read_json, read_jsonl
 from latentbridge.train import distributed
-from latentbridge.train.checkpoint import load_weights, write_best
+from latentbridge.train.checkpoint import full_weights, load_weights, write_best
 from latentbridge.train.loop import begin, fit
 
 TINY = {
@@ -132,7 +132,7 @@ def test_a_best_checkpoint_keeps_what_a_router_knows_beside_its_weights(make, tm
     made = make(STRATEGIES["bias_balanced"])
     router = first_router(made)
     router.bias.copy_(torch.tensor([0.5, -0.25, 0.0, 0.125, -0.375]))
-    folder = tmp_path / write_best(tmp_path, made.model, {"step": 1})
+    folder = tmp_path / write_best(tmp_path, full_weights(made.model), {"step": 1})
     kept = router.bias.clone()
     router.bias.zero_()
 

@@ -66,7 +66,10 @@ def test_a_crash_before_the_swap_leaves_the_checkpoint_before_it(
 def test_best_follows_what_last_remembers_after_a_crash_between_the_two(
     tmp_path: Path, engine: Engine
 ) -> None:
-    names = [checkpoint.write_best(tmp_path, engine.module, {"step": step}) for step in (3, 6)]
+    names = [
+        checkpoint.write_best(tmp_path, checkpoint.full_weights(engine.module), {"step": step})
+        for step in (3, 6)
+    ]
     checkpoint.link_best(tmp_path, names[0])
     # killed here: `last` remembers the second already
     checkpoint.tidy(tmp_path, names[1])
@@ -76,7 +79,9 @@ def test_best_follows_what_last_remembers_after_a_crash_between_the_two(
 
 
 def test_a_run_that_starts_anew_forgets_another_attempts_best(tmp_path: Path, engine: Engine) -> None:
-    checkpoint.link_best(tmp_path, checkpoint.write_best(tmp_path, engine.module, {"step": 3}))
+    checkpoint.link_best(
+        tmp_path, checkpoint.write_best(tmp_path, checkpoint.full_weights(engine.module), {"step": 3})
+    )
     checkpoint.tidy(tmp_path, best=None)
 
     assert list(tmp_path.iterdir()) == []
@@ -84,7 +89,7 @@ def test_a_run_that_starts_anew_forgets_another_attempts_best(tmp_path: Path, en
 
 def test_seed_fault_d2_best_is_a_copy_that_later_updates_do_not_reach(tmp_path: Path, engine: Engine) -> None:
     best = {name: tensor.clone() for name, tensor in engine.module.state_dict().items()}
-    name = checkpoint.write_best(tmp_path, engine.module, {"step": 3})
+    name = checkpoint.write_best(tmp_path, checkpoint.full_weights(engine.module), {"step": 3})
     engine.backward(engine.model(torch.ones(4, 5)).square().mean())
     engine.update(lr_factor=1.0)
     assert not torch.equal(engine.module.state_dict()["down.weight"], best["down.weight"])
@@ -94,7 +99,7 @@ def test_seed_fault_d2_best_is_a_copy_that_later_updates_do_not_reach(tmp_path: 
 
 
 def test_a_damaged_best_is_refused(tmp_path: Path, engine: Engine) -> None:
-    name = checkpoint.write_best(tmp_path, engine.module, {"step": 3})
+    name = checkpoint.write_best(tmp_path, checkpoint.full_weights(engine.module), {"step": 3})
     weights = tmp_path / name / "model.safetensors"
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1
@@ -146,7 +151,7 @@ def test_best_holds_the_full_weights_whatever_zero_split(
         model = toy.Model(dropout=0.0)
         original = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         engine = build_engine(model, config.optim, config.train)
-        name = checkpoint.write_best(tmp_path, engine.module, {"step": 3})
+        name = checkpoint.write_best(tmp_path, checkpoint.full_weights(engine.module), {"step": 3})
         checkpoint.link_best(tmp_path, name)
         engine.backward(engine.model(torch.ones(2, 5)).square().mean())
         engine.update(lr_factor=1.0)

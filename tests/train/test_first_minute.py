@@ -119,3 +119,25 @@ def test_what_forwards_remember_is_forgotten_and_figures_without_a_weight_are_le
     ranks(toy.run, tmp_path / "run", toy.make_config(engine="torch"), Remembering(), world_size=1)
 
     assert list(found(tmp_path / "run")) == ["update", "evaluation", "checkpoint"]
+
+
+def test_a_compiled_part_that_gives_its_gradient_once_is_tried_out(
+    ranks: Any, toy: Any, heavy: type, on_gpu: None, tmp_path: Path
+) -> None:
+    """Asked twice, after it was compiled for one time, it ended the run."""
+    part = torch.compile(lambda x: x.sin().exp().sin(), backend="aot_eager", dynamic=False)
+
+    class Compiled(heavy):  # type: ignore[misc,valid-type]
+        def heaviest(self, count: int) -> Sequence[int]:
+            once = torch.ones((), requires_grad=True)
+            torch.autograd.grad(part(once), once)
+            return super().heaviest(count)
+
+        def losses(self, model: nn.Module, batch: Any, step: int) -> dict[str, LossTerm]:
+            terms = super().losses(model, batch, step)
+            total = part(sum(term.value for term in terms.values()))
+            return {name: LossTerm(total + term.value, term.weight) for name, term in terms.items()}
+
+    ranks(toy.run, tmp_path / "run", toy.make_config(engine="torch"), Compiled(), world_size=1)
+
+    assert list(found(tmp_path / "run")) == ["update", "evaluation", "checkpoint"]

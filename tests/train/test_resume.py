@@ -157,6 +157,35 @@ def test_a_crash_after_an_evaluations_record_does_not_double_it(
     assert read_json(checkpoints / "best" / "state.json")["step"] == 6
 
 
+def test_better_weights_go_to_disk_with_the_next_checkpoint_as_they_were(
+    ranks: Any, toy: Any, tmp_path: Path
+) -> None:
+    # the largest nll is the best: that of update 2, which the first checkpoint comes three updates after
+    config = toy.make_config("nll", engine="torch", eval_every=2, checkpoint_every=5)
+    config = config.model_copy(update={"early_stop": EarlyStopConfig(metric="nll", mode="max")})
+
+    def run() -> tuple[list[str], dict[str, Any]]:
+        calls: list[str] = []
+        seen: dict[str, Any] = {}
+        workload = toy.Workload()
+
+        def look(label: str) -> None:
+            calls.append(f"evaluate {label}")
+            seen.setdefault("down", workload.model.down.weight.tolist())
+
+        for name in ("write_best", "save_last"):
+            real = getattr(checkpoint, name)
+            setattr(checkpoint, name, lambda *args, n=name, real=real: (calls.append(n), real(*args))[1])
+        workload.hooks["evaluate"] = look
+        toy.run(tmp_path, config, workload)
+        return calls, seen
+
+    ((calls, seen),) = ranks(run, world_size=1)
+    assert calls[:4] == ["evaluate 2", "evaluate 4", "write_best", "save_last"]
+    assert calls[4:] == ["evaluate 6", "save_last", "evaluate final"]
+    assert _best_weights(tmp_path)["down.weight"] == seen["down"]
+
+
 def test_a_run_that_ended_without_its_marker_only_repeats_the_final_evaluation(
     ranks: Any, toy: Any, tmp_path: Path
 ) -> None:

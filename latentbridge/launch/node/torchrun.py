@@ -74,6 +74,8 @@ def child_environment(cluster: Cluster, code: Path, threads: int) -> dict[str, s
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(threads),
+        # else 32 a run: as many processes as 20 runs side by side have no cores for
+        "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SAVE_GRACE_S),
     }
