@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import platform
 import statistics
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,12 +18,12 @@ RESULTS = Path(__file__).parent / "results"
 
 
 class Report:
-    """Lines that are printed, and added to FOLDER/<name>_<date>.md at once."""
+    """Lines that are printed, and added to FOLDER/<name>_<date>.md at once, after those of earlier calls."""
 
     def __init__(self, name: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}_{datetime.date.today()}.md"
-        self.path.write_text("")
+        self._failed: list[str] = []
 
     def say(self, line: str = "") -> None:
         """One line."""
@@ -33,6 +36,29 @@ class Report:
         self.say()
         self.row(*names)
         self.say("|" + " --- |" * len(names))
+
+    @contextmanager
+    def attempt(self, *cells: object) -> Iterator[None]:
+        """What fails in here is told in a row of `cells`, and what comes after it goes on; see `finish`."""
+        try:
+            yield
+        # whatever a compiler, a kernel or a full card raises
+        except Exception as failure:
+            traceback.print_exc()
+            first = f"{type(failure).__name__}: {failure}".splitlines()[0][:200]
+            self._failed.append(f"{', '.join(str(cell) for cell in cells)}: {first}")
+            self.row(*cells, f"failed: {first.replace('|', '/')}")
+            # frames hold what was on the card
+            traceback.clear_frames(failure.__traceback__)
+        if torch.cuda.is_available():
+            # a recorded step and its memory are in circles
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    def finish(self) -> None:
+        """End the process with an error where an attempt failed."""
+        if self._failed:
+            raise SystemExit("\n".join(["not all was measured:", *self._failed]))
 
     def row(self, *cells: object) -> None:
         """One row of it."""

@@ -17,15 +17,15 @@ from torch import Tensor
 
 @torch.library.custom_op("latentbridge::chunk_states", mutates_args=())
 def chunk_states(
-    removed: Tensor, added: Tensor, keys: Tensor, decay: Tensor, state: Tensor, kernel: bool = False
+    removed: Tensor, added: Tensor, keys: Tensor, decay: Tensor, state: Tensor, by_triton: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Writes U = added - removed S of each chunk, after which S <- decay S + keys^T U.
 
     removed, keys: (N, Z, C, K);  added: (N, Z, C, V), of one dtype;  decay: (N, Z) and state: (Z, K, V), of
-    float32 or float64;  Z: sequences times heads;  kernel: by Triton, where it takes such sizes
+    float32 or float64;  Z: sequences times heads;  by_triton: where its kernel takes such sizes
     returns U, (N, Z, C, V); the states before each chunk, (N, Z, K, V), in the dtype of added; the last state
     """
-    if module := _kernel(kernel, removed, added):
+    if module := _kernel(by_triton, removed, added):
         scanned: tuple[Tensor, Tensor, Tensor] = module.scan(
             *(x.contiguous() for x in (removed, added, keys, decay, state))
         )
@@ -48,10 +48,10 @@ def chunk_states_backward(
     grad_writes: Tensor,
     grad_states: Tensor,
     grad_last: Tensor,
-    kernel: bool = False,
+    by_triton: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Whole gradients to the writes, to the states after each chunk, and to the first state."""
-    if module := _kernel(kernel, removed, grad_writes):
+    if module := _kernel(by_triton, removed, grad_writes):
         given = removed, keys, decay, grad_writes, grad_states, grad_last
         whole: tuple[Tensor, Tensor, Tensor] = module.scan_backward(*(x.contiguous() for x in given))
         return whole
@@ -67,7 +67,7 @@ def chunk_states_backward(
 
 @chunk_states.register_fake
 def _(
-    removed: Tensor, added: Tensor, keys: Tensor, decay: Tensor, state: Tensor, kernel: bool = False
+    removed: Tensor, added: Tensor, keys: Tensor, decay: Tensor, state: Tensor, by_triton: bool = False
 ) -> tuple[Tensor, ...]:
     states = added.new_empty(*removed.shape[:2], *state.shape[1:])
     return torch.empty_like(added), states, torch.empty_like(state)
@@ -81,7 +81,7 @@ def _(
     grad_writes: Tensor,
     grad_states: Tensor,
     grad_last: Tensor,
-    kernel: bool = False,
+    by_triton: bool = False,
 ) -> tuple[Tensor, ...]:
     return torch.empty_like(grad_writes), torch.empty_like(grad_states), torch.empty_like(grad_last)
 
@@ -95,14 +95,14 @@ def _kernel(wanted: bool, removed: Tensor, added: Tensor) -> Any:
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    removed, _, keys, decay, _, ctx.kernel = inputs
+    removed, _, keys, decay, _, ctx.by_triton = inputs
     ctx.save_for_backward(removed, keys, decay, *output[:2])
 
 
 def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     removed, keys, decay, writes, states = ctx.saved_tensors
     to_writes, to_states, to_first = chunk_states_backward(
-        removed, keys, decay, *(grad.contiguous() for grad in grads), ctx.kernel
+        removed, keys, decay, *(grad.contiguous() for grad in grads), ctx.by_triton
     )
     to_decay = (to_states.to(decay.dtype) * states.to(decay.dtype)).sum(dim=(-1, -2))
     return -(to_writes @ states.mT), to_writes, writes @ to_states.mT, to_decay, to_first, None

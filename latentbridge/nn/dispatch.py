@@ -87,11 +87,12 @@ def _sorted_work(experts: Experts, chosen: Tensor, seating: Seating, x: Tensor) 
 
 def _unsorted_work(experts: Experts, exchange: Exchange, x: Tensor) -> Work:
     """The same of rows that come from other ranks, sorted by expert within what comes from each."""
-    seating, chosen = seat_runs(exchange.counts, exchange.num_rows)
-    work = _sorted_work(experts, chosen, seating, x)
-    to_seat, to_pair = seating.seat_of_pair, seating.pair_of_seat
 
     def run(rows: Tensor) -> Tensor:
+        # not before: a GPU has the rows to move while the host queues these many small steps
+        seating, chosen = seat_runs(exchange.counts, len(rows))
+        to_seat, to_pair = seating.seat_of_pair, seating.pair_of_seat
+        work = _sorted_work(experts, chosen, seating, x)
         seated: Tensor = _Unseated.apply(rows, to_pair, to_seat, None)  # type: ignore[no-untyped-call]
         out: Tensor = _Unseated.apply(work(seated), to_seat, to_pair, None)  # type: ignore[no-untyped-call]
         return out

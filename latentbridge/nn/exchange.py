@@ -47,7 +47,7 @@ def peers_of(tensor: Tensor) -> Peers | None:
 class Exchange:
     """Where rows go that are sorted by expert; how many is told first, and read back to the host, once.
 
-    counts: (P, E / P) rows that come here, by rank and expert;  num_rows: all of them
+    counts: (P, E / P) rows that come here, by rank and expert
     """
 
     def __init__(self, ends: Tensor, peers: Peers) -> None:
@@ -55,17 +55,34 @@ class Exchange:
         self._group = peers.group
         counts = ends.diff(prepend=ends.new_zeros(1)).view(peers.size, -1)  # (P, E / P)
         self.counts = _all_to_all(counts, None, None, peers.group)
-        self._sent, self._received = torch.stack([counts.sum(dim=1), self.counts.sum(dim=1)]).tolist()
-        self.num_rows = sum(self._received)
+        self._sizes = _read_later(torch.stack([counts.sum(dim=1), self.counts.sum(dim=1)]))
 
     def around(self, work: Work) -> Work:
         """What `work` makes of the rows that come here, each brought back to where it came from."""
 
         def run(rows: Tensor) -> Tensor:
-            came = _exchanged(rows, self._sent, self._received, self._group)
-            return _exchanged(work(came), self._received, self._sent, self._group)
+            sent, received = self._sizes()
+            came = _exchanged(rows, sent, received, self._group)
+            return _exchanged(work(came), received, sent, self._group)
 
         return run
+
+
+def _read_later(values: Tensor) -> Callable[[], Any]:
+    """Starts to copy them to the host; to call what is returned waits for that alone, and lists them.
+
+    So a GPU has work to do, queued in between, until the host has queued what needs the values.
+    """
+    # where it is of use, this lands in pinned memory, and the host goes on
+    here = values.to("cpu", non_blocking=True)
+    copied = torch.cuda.current_stream().record_event() if values.is_cuda else None
+
+    def read() -> Any:
+        if copied is not None:
+            copied.synchronize()
+        return here.tolist()
+
+    return read
 
 
 def around_slots(work: Work, num_own: int, peers: Peers) -> Work:

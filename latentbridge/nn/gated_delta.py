@@ -39,13 +39,13 @@ def gated_delta_rule(
     *,
     state: Tensor | None = None,
     chunk: int = CHUNK,
-    kernel: bool = False,
+    by_triton: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """What each token reads after its own write, and the state after the last one.
 
     q, k: (B, T, H, K), k of length at most 1;  v: (B, T, H, V);  log_decay: (B, T, H) float32, finite, at
     most 0;  beta: (B, T, H), in 0..1;  state: (B, H, K, V) float32, None for zeros
-    kernel: what goes from chunk to chunk is computed by Triton
+    by_triton: what goes from chunk to chunk is one launch
     returns (B, T, H, V) in v's dtype, and a state like `state`. Matrix products are in v's dtype, decays,
     states and the triangular system in float32, or all in float64.
     """
@@ -69,7 +69,7 @@ def gated_delta_rule(
         before = torch.zeros(batch * heads, key_width, v.shape[-1], dtype=wide, device=v.device)
     else:
         before = state.to(wide).flatten(0, 1)
-    writes, states, last = chunk_states(removed, added, kept_keys, left[..., 0, 0].exp(), before, kernel)
+    writes, states, last = chunk_states(removed, added, kept_keys, left[..., 0, 0].exp(), before, by_triton)
     out = (sums.exp() * queries).to(v.dtype) @ states + (ratios * (queries @ keys.mT)).to(v.dtype) @ writes
     out = out.unflatten(1, (batch, heads)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, :length]
     return out, last.unflatten(0, (batch, heads))

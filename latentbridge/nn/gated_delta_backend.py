@@ -93,9 +93,9 @@ def with_gradients(rule: Rule, given: list[Tensor], above: Tensor) -> list[Tenso
 
 
 def rule_of(name: str) -> Rule:
-    """The rule of a backend, called as `gated_delta_rule` is, but for `chunk` and `kernel`."""
-    by_kernel = partial(gated_delta_rule, kernel=True)
-    rules: dict[str, Rule] = {"torch": gated_delta_rule, "triton": by_kernel, "fla": _fla_rule}
+    """The rule of a backend, called as `gated_delta_rule` is, but for `chunk` and `by_triton`."""
+    by_triton = partial(gated_delta_rule, by_triton=True)
+    rules: dict[str, Rule] = {"torch": gated_delta_rule, "triton": by_triton, "fla": _fla_rule}
     return rules[name]
 
 

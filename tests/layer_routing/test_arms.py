@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from latentbridge.config import Origin, build
+from latentbridge.data.text import Corpus
 from latentbridge.launch.cells.expand import read_cells
+from latentbridge.launch.spec import read_base
 from latentbridge.layer_routing.config import COUNTED, LayerRoutingConfig
 from latentbridge.layer_routing.model import build_model, unmet
 
@@ -65,3 +68,12 @@ def test_every_arm_has_every_learning_rate_and_every_seed():
 
         assert (len(names), len(rates), len(seeds)) == (count, 2, 3)
         assert len(found) == count * 2 * 3
+
+
+def test_the_text_that_ships_is_enough_for_what_bases_evaluate(tmp_path):
+    """Both published sizes scored more than there was, and no run of theirs began."""
+    for name in ("base", "demo", "hybrids"):
+        config = build(LayerRoutingConfig, read_base(f"layer_routing/{name}", ROOT, Origin("test", 1)))
+        corpus = Corpus(config.text, tmp_path, config.seed)
+
+        assert len(corpus.eval_windows("test")) == config.text.eval_tokens // config.text.context

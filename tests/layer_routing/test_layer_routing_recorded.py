@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ DENSE = {"routing.compute": "dense"}
 # widths that the grouped kernel takes
 SPARSE = {"gdn.value_width": 8}
 BOTH = {"routing": {"compute": "dense", "router_gradient": "both"}}
-# a host that read these would wait for the device, which no graph can hold; sizes would follow from data
-READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+# a host that read these would wait for the device, which no graph can hold, and sizes would follow from data;
+# what is lifted is a number of the host's, which would be copied there
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "lift_fresh")
 
 
 @pytest.fixture
@@ -40,21 +42,29 @@ class NoReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert not any(name in str(func) for name in READS), f"{func} reads the device"
+        indices = (
+            args[1] if str(func).startswith(("aten.index.", "aten.index_put", "aten._index_put")) else ()
+        )
+        chosen = [index.dtype for index in indices if index is not None]
+        assert torch.bool not in chosen, f"{func} counts what a mask chooses"
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("changes", [STATIC, DENSE, BOTH, SPARSE])
 @pytest.mark.usefixtures("as_on_a_gpu")
-def test_an_update_reads_nothing_back(make, changes, monkeypatch):
+def test_an_update_reads_nothing_back_and_makes_all_of_it_on_the_device(make, changes):
+    """A device without numbers has nothing to read, and no tensor of another goes with one of its own."""
     workload = make(**changes)
-    model = workload.model.bfloat16().train()
+    workload.model.to("meta", torch.bfloat16).train()
     batch = workload.load_batch([0, 1, 2])
+    there = replace(batch, blocks=batch.blocks.to("meta"))
     workload.begin_update(1)
-    # on a CPU it asks no operator
-    monkeypatch.setattr(torch.Tensor, "tolist", None)
     with NoReads():
-        terms = workload.fixed_losses(model, batch)
-        torch.autograd.grad(terms["lm"].value, [p for p in model.parameters()])
+        terms = workload.fixed_losses(workload.model, there)
+        total = sum(term.weight * term.value for term in terms.values())
+        found = torch.autograd.grad(total, list(workload.model.parameters()))
+
+    assert {gradient.device.type for gradient in found} == {"meta"}
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")

@@ -67,7 +67,7 @@ def test_the_whole_rule_by_the_kernel_is_the_recurrence():
     tokens = [x.half().requires_grad_() for x in (q, k, v)]
     tokens += [(-decay.abs()).requires_grad_(), beta.sigmoid().half().requires_grad_()]
     exact = [x.detach().double().requires_grad_() for x in tokens]
-    out, last = gated_delta_rule(*tokens, chunk=16, kernel=True)
+    out, last = gated_delta_rule(*tokens, chunk=16, by_triton=True)
     expected, expected_last = recurrent_gated_delta(*exact)
     above = torch.linspace(-1, 2, out.numel()).view_as(out)
     pairs = [(out, expected), (last, expected_last)]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from latentbridge.nn import exchange
+from latentbridge.nn import dispatch, exchange
 from latentbridge.nn.dispatch import dropless, padded
 from latentbridge.nn.exchange import Peers
 from latentbridge.nn.experts import Experts
@@ -139,6 +140,30 @@ def test_rows_travel_in_bf16_where_that_is_what_is_computed_in(ranks, monkeypatc
     # the counts, rows there and back, gradients there and back
     for dtypes in ranks(found, world_size=3):
         assert dtypes[1:] == [torch.bfloat16] * 4 and not dtypes[0].is_floating_point
+
+
+def test_the_host_waits_for_counts_only_when_all_else_is_on_its_way(ranks, monkeypatch):
+    """So a GPU gathers rows in the meantime, and moves them while their seats are worked out."""
+    seen: list[str] = []
+
+    def noted(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args: (seen.append(name), plain(*args))[1]
+
+    plain = exchange._read_later
+    monkeypatch.setattr(exchange, "_read_later", lambda values: noted("counts are read", plain(values)))
+    monkeypatch.setattr(exchange, "_exchanged", noted("rows travel", exchange._exchanged))
+    monkeypatch.setattr(dispatch, "seat_runs", noted("they are sorted", seat_runs))
+    gather = noted("rows are gathered", dispatch._Seated.apply)
+    monkeypatch.setattr(dispatch, "_Seated", SimpleNamespace(apply=gather))
+
+    def found() -> list[str]:
+        distributed.init()
+        x, router, experts = case("softk", distributed.expert_peers(3), 10)
+        dropless(x, router(x), experts)
+        return seen
+
+    order = ["rows are gathered", "counts are read", "rows travel", "they are sorted", "rows travel"]
+    assert ranks(found, world_size=3) == [order] * 3
 
 
 def test_runs_of_several_ranks_are_sorted_by_expert_and_keep_their_order():

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentbridge.nn.chunk_states import chunk_states
 from latentbridge.nn.gated_delta import gated_delta_rule, recurrent_gated_delta
 
 B, H, K, V = 2, 3, 5, 7
@@ -201,11 +200,3 @@ def test_it_compiles_as_one_graph_in_which_chunks_are_not_unrolled():
         assert torch.allclose(rule(*tokens, chunk=6)[0], recurrent_gated_delta(*tokens)[0], atol=1e-12)
 
     assert len(graphs) == 2 and graphs[0] == graphs[1]
-
-
-def test_the_loop_over_chunks_keeps_what_torch_expects_of_an_operator():
-    generator = torch.Generator().manual_seed(5)
-    shapes = [(4, 2, 3, 5), (4, 2, 3, 7), (4, 2, 3, 5), (4, 2), (2, 5, 7)]
-    given = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-
-    torch.library.opcheck(chunk_states, given)

@@ -38,15 +38,36 @@ def test_the_benchmark_checks_and_then_times_every_way_at_every_width(benchmark,
     assert saved.read_text().splitlines() == lines
 
 
-def test_the_benchmark_times_nothing_that_is_wrong(benchmark, monkeypatch):
+def test_the_benchmark_times_nothing_that_is_wrong(benchmark, monkeypatch, capsys):
     right = benchmark.gated_delta_rule
     monkeypatch.setattr(
         benchmark,
         "gated_delta_rule",
-        lambda *given, chunk, kernel: right(*given[:4], given[4] * 0.99, chunk=chunk),
+        lambda *given, chunk, by_triton: right(*given[:4], given[4] * 0.99, chunk=chunk),
     )
-    with pytest.raises(SystemExit, match="chunks of 8 is wrong; nothing was timed"):
+    with pytest.raises(
+        SystemExit, match=r"K=5 V=7: ArithmeticError: chunks of 8 is wrong; nothing was timed"
+    ):
         benchmark.main()
+    assert "x recurrence" not in capsys.readouterr().out
+
+
+def test_a_way_that_fails_leaves_the_others_timed(benchmark, monkeypatch, capsys):
+    right = benchmark.gated_delta_rule
+
+    def rule(q, *given, chunk, by_triton):
+        # of those that are timed, 80 and 40 tokens each
+        if chunk == 8 and q.shape[1] == 80:
+            raise RuntimeError("no such luck")
+        return right(q, *given, chunk=chunk)
+
+    monkeypatch.setattr(benchmark, "gated_delta_rule", rule)
+    with pytest.raises(SystemExit, match="chunks of 8: RuntimeError: no such luck"):
+        benchmark.main()
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith("| chunks")]
+
+    assert ["failed" in row for row in rows] == [False, False, True, False] * 2
 
 
 def test_unpaired_widths_are_refused(benchmark, monkeypatch, capsys):

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "token_routing.py"
 LENGTHS = ("--lengths", "16", "24", "--small")
@@ -37,12 +37,31 @@ def test_every_mixer_and_model_is_measured_at_every_length_and_saved(benchmark):
     assert rows == expected + [[f"| {length}", name] for name in models for length in (16, 24)]
 
 
-def test_nothing_that_is_wrong_is_timed(benchmark, monkeypatch):
+@pytest.mark.parametrize(("factor", "told"), [(0.99, "1.0e-02"), (math.nan, "nan")])
+def test_what_is_wrong_or_fails_is_told_and_not_timed_and_the_rest_is(
+    benchmark, monkeypatch, tmp_path, factor, told
+):
+    """A compiler that refused one way ended them all, and nothing of a lent card's minutes was left."""
     module, run = benchmark
-    monkeypatch.setattr(module.RoutedMixer, "forward", lambda mixer, x, turns, route: x * torch.rand(()))
+    right = module.RoutedMixer.forward
 
-    with pytest.raises(SystemExit, match="nothing was timed"):
-        run("mixer")
+    def wrong(mixer, x, turns, route):
+        return right(mixer, x, turns, route) * (1 if route.takers is None else factor)
+
+    def refuse(*given):
+        raise ValueError("one | two")
+
+    monkeypatch.setattr(module.RoutedMixer, "forward", wrong)
+    monkeypatch.setattr(module, "wholes", refuse)
+    with pytest.raises(
+        SystemExit, match=rf"whole: ValueError: one \| two\n16, routed: .* it is off by {told}"
+    ):
+        run("whole", "mixer")
+    (saved,) = tmp_path.iterdir()
+    rows = [line.split(" | ")[:3] for line in saved.read_text().splitlines() if line.startswith("| 16")]
+
+    assert [name for _, name, _ in rows] == ["both", "softmax", "gdn", "routed"]
+    assert ["failed" in found for *_, found in rows] == [False, False, False, True]
 
 
 def test_an_unknown_part_is_refused(benchmark, capsys):

@@ -15,7 +15,6 @@ def record(index: int, answer: str | None = None, gold: str | None = None, **cha
     question = f"{HEADER}\n\nQ: How many – in all?\nA: 2\n#### 2\n\nQ: question {index}\nA:"
     valid = answer not in ("", "[invalid]")
     return {
-        "eval_step": "250",
         "index": index,
         "question": question,
         "gold_full_text": f"{question} so\n#### {gold}",
@@ -31,7 +30,10 @@ def record(index: int, answer: str | None = None, gold: str | None = None, **cha
 
 
 def write(path: Path, records: list[dict], tail: str = "") -> Path:
+    """Records of the evaluation that the file's name tells, unless they say otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in records)
+    step = path.name.removeprefix("eval_samples_step_").removesuffix(".jsonl")
+    items = ({"eval_step": step} | item for item in records)
+    lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
     path.write_text(lines + tail, encoding="utf-8")
     return path
