@@ -19,6 +19,7 @@ import ctypes
 import errno
 import fcntl
 import gzip
+import hashlib
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +107,20 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path}: cannot be read ({error})") from None
 
 
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """A JSON object that has these keys; DamageError names what it is, or lacks."""
+    return as_object(read_json(path), path, keys, "the file was damaged")
+
+
+def as_object(found: Any, path: Path, keys: Sequence[str], remedy: str) -> dict[str, Any]:
+    """What was read from a file, if it is an object that has these keys; DamageError ends in the remedy."""
+    if not isinstance(found, dict):
+        raise DamageError(f"{path}: a JSON object is needed, not a {type(found).__name__}; {remedy}")
+    if lacking := [key for key in keys if key not in found]:
+        raise DamageError(f"{path}: the key {', '.join(lacking)} is missing; {remedy}")
+    return found
+
+
 def _read_text(path: Path) -> str:
     """A file's text; on a network disk it may be replaced by another host while it is read here."""
     for _ in range(STALE_TRIES):
@@ -145,10 +160,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         try:
             for number, line in enumerate(file, start=1):
                 try:
-                    yield json.loads(line)
+                    record = json.loads(line)
                 except ValueError:
-                    if line.endswith(b"\n"):
-                        raise RunError(f"{path}:{number}: not a JSON record; the file was damaged") from None
+                    if not line.endswith(b"\n"):
+                        return
+                    record = None
+                if not isinstance(record, dict):
+                    raise RunError(f"{path}:{number}: not a JSON record; the file was damaged")
+                yield record
         except NOT_GZIP as error:
             raise RunError(f"{stored}: damaged within what gzip holds ({error})") from None
 
@@ -162,6 +181,18 @@ def find_stored(path: Path) -> Path | None:
 def open_stored(path: Path) -> IO[bytes]:
     """A file's content, uncompressed as it is read; NOT_GZIP is what a damaged NAME.gz raises."""
     return cast(IO[bytes], gzip.open(path)) if path.suffix == PACKED else open(path, "rb")
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file as it lies on the disk, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_stored(path: Path) -> str:
+    """The same of its content, so that NAME and NAME.gz are one; FileNotFoundError where there is neither."""
+    with open_stored(find_stored(path) or path) as file:
+        return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 def last_record(path: Path) -> dict[str, Any] | None:
@@ -180,7 +211,8 @@ def last_record(path: Path) -> dict[str, Any] | None:
             # what follows the last line break is torn, or empty; what precedes the first may be cut by us
             for line in reversed(pieces[0 if start == 0 else 1 : -1]):
                 with suppress(ValueError):
-                    return dict(json.loads(line))
+                    if isinstance(record := json.loads(line), dict):
+                        return record
             if start == 0:
                 return None
             length *= 8
@@ -287,7 +319,7 @@ class RunDir:
     def last_step(self) -> int:
         """The last update that train.jsonl tells of; 0 before the first."""
         record = last_record(self.train_log)
-        return int(record["step"]) if record else 0
+        return int(record.get("step", 0)) if record else 0
 
     @property
     def checkpoints(self) -> Path:

@@ -11,15 +11,18 @@ from pathlib import Path
 import pytest
 
 from latentbridge import rundir
-from latentbridge.errors import LockedError, RunError
+from latentbridge.errors import DamageError, LockedError, RunError
 from latentbridge.rundir import (
     RunDir,
     append_jsonl,
+    hash_file,
+    hash_stored,
     hold_lock,
     keep_records,
     last_record,
     read_json,
     read_jsonl,
+    read_object,
     write_atomic,
     write_json,
 )
@@ -110,9 +113,10 @@ def test_wherever_the_last_line_is_torn_the_lines_before_it_stand(tmp_path):
         assert list(read_jsonl(path)) == [{"step": 1}], f"{length} bytes"
 
 
-def test_damage_before_the_last_line_is_named_with_its_line(tmp_path):
+@pytest.mark.parametrize("line", ['{"st', "[2]", "null", "2"])
+def test_damage_before_the_last_line_is_named_with_its_line(tmp_path, line):
     path = tmp_path / "train.jsonl"
-    path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
 
     with pytest.raises(RunError, match=r"train\.jsonl:2: not a JSON record"):
         list(read_jsonl(path))
@@ -129,6 +133,19 @@ def test_a_compressed_file_is_read_by_its_plain_name_and_damage_is_named(tmp_pat
     else:
         with pytest.raises(RunError, match=r"train\.jsonl\.gz: damaged within what gzip holds"):
             list(read_jsonl(path))
+
+
+def test_a_compressed_file_hashes_as_what_it_holds_and_as_what_lies_there(tmp_path):
+    plain, packed = tmp_path / "a.jsonl", tmp_path / "b.jsonl.gz"
+    plain.write_bytes(b"{}\n")
+    packed.write_bytes(gzip.compress(b"{}\n", mtime=0))
+
+    # sha256 of the three bytes, by sha256sum
+    digest = "ca3d163bab055381827226140568f3bef7eaac187cebd76878e0b63e9e442356"
+    assert [hash_file(plain), hash_stored(plain), hash_stored(tmp_path / "b.jsonl")] == [digest] * 3
+    assert hash_file(packed) != digest
+    with pytest.raises(FileNotFoundError):
+        hash_stored(tmp_path / "c.jsonl")
 
 
 def test_what_a_power_cut_left_unreadable_costs_neither_the_last_record_nor_the_resumed_run(tmp_path, caplog):
@@ -196,6 +213,25 @@ def test_the_last_step_is_read_from_the_end_of_the_file(run, monkeypatch):
 
     assert run.last_step() == 2000
     assert len(read) == 1
+
+
+def test_an_object_that_is_none_or_lacks_a_key_is_named(tmp_path):
+    path = tmp_path / "plan.json"
+    for content, said in (
+        ("[1]", "a JSON object is needed, not a list"),
+        ('{"runs": []}', "the key name, cell is missing"),
+    ):
+        path.write_text(content)
+        with pytest.raises(DamageError, match=f"plan.json: {said}; the file was damaged"):
+            read_object(path, "name", "runs", "cell")
+
+
+def test_the_last_step_is_of_the_last_record_that_is_one(tmp_path):
+    run = RunDir(tmp_path)
+    run.train_log.write_text('{"step": 7}\n[11]\n')
+    assert run.last_step() == 7
+    run.train_log.write_text('{"loss": 7.0}\n')
+    assert run.last_step() == 0
 
 
 def test_keep_records_drops_what_is_refused_and_a_torn_line(tmp_path):

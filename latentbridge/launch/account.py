@@ -9,7 +9,7 @@ from pathlib import Path
 from latentbridge.launch.cluster import Resources
 from latentbridge.launch.node.attempt import last_sign, ranks_of, read_opening
 from latentbridge.launch.record import Launch, PlannedRun
-from latentbridge.rundir import read_json
+from latentbridge.rundir import read_object
 
 HOUR_S = 3600
 # an attempt without an end that was silent for so long ended at its last sign of life
@@ -29,7 +29,7 @@ def gpu_hours(run: PlannedRun) -> float:
 def attempt_s(attempt: Path) -> float:
     """How long an attempt has held its GPUs, in seconds."""
     if (attempt / "exit.json").exists():
-        record = read_json(attempt / "exit.json")
+        record = read_object(attempt / "exit.json", "began", "ended")
         # of a job on SLURM the GPUs are held until its batch shell has spoken its last word
         return max(0.0, float(record.get("released", record["ended"]) - record["began"]))
     started = read_opening(attempt).get("started")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from latentbridge.errors import RunError
 from latentbridge.launch.archive import RECORD, SUMS, read_record, verify
 from latentbridge.launch.deposit import deposit, is_copy_of, walk, was_made_of, writing
 from latentbridge.metric import Metric
+from latentbridge.stamps import is_stamped, stamped
 
 log = logging.getLogger(__name__)
-
-_STAMP = re.compile(r"_\d{8}_\d{6}")
 
 
 def adopt(folder: Path, archive_root: Path) -> Path:
@@ -69,10 +67,10 @@ def _refuse_loss(archive: Path, folder: Path, files: dict[str, Path]) -> None:
 
 def _archive_name(folder: Path, files: dict[str, Path]) -> str:
     """The folder's own name; one without a stamp is given that of its newest file, in UTC."""
-    if _STAMP.search(folder.name):
+    if is_stamped(folder.name):
         return folder.name
     newest = max(os.stat(path).st_mtime for path in files.values())
-    return f"{folder.name}_{time.strftime('%Y%m%d_%H%M%S', time.gmtime(newest))}"
+    return stamped(folder.name, time.gmtime(newest))
 
 
 def _manifest(folder: Path, found: SeedFolder, left_out: list[str]) -> dict[str, Any]:

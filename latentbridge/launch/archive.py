@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from latentbridge.errors import RunError
-from latentbridge.rundir import PACKED, hold_lock, read_json, sync_disk, sync_folder
+from latentbridge.rundir import PACKED, hash_file, hold_lock, read_json, sync_disk, sync_folder
 
 SUMS, RECORD = "SHA256SUMS", "archive.json"
 # what a killed preserve or restore may leave beside an archive
@@ -157,12 +157,6 @@ def copy_file(source: Path, target: Path, *, packs: bool = False, unpacks: bool 
             digest.update(chunk)
     shutil.copystat(source, target)
     return digest.hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file's content, in hex."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

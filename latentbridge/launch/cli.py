@@ -348,6 +348,7 @@ def _report(args: argparse.Namespace) -> int:
 def _figures(args: argparse.Namespace) -> int:
     from latentbridge.audit import figures
     from latentbridge.audit.figures.style import NARROW_IN, PAGE_IN
+    from latentbridge.audit.records import read_records
     from latentbridge.launch.archive import SUMS
 
     launch, _ = find_target(args.launch)
@@ -358,9 +359,11 @@ def _figures(args: argparse.Namespace) -> int:
     written = figures.draw(launch.path, out, args.only, formats, widest_in)
     print(*written, sep="\n")
     names = {path.stem for path in written}
-    for name in args.only or ["any figure"] * (not names):
-        if name not in names:
-            print(f"{launch.name} has no results for {name}", file=sys.stderr)
+    lacking = [name for name in args.only if name not in names]
+    for name in lacking:
+        print(figures.known(name).nothing(read_records(launch.path)), file=sys.stderr)
+    if not names and not args.only:
+        print(f"{launch.name} has no results for any figure", file=sys.stderr)
     return 0 if names.issuperset(args.only) and names else EXIT_FAILED
 
 
@@ -375,7 +378,7 @@ def _import(args: argparse.Namespace) -> int:
             archive = adopt(folder, root)
             print(archive)
             for reason in read_record(archive)["unread"]:
-                print(f"kept, but not read: {reason}", file=sys.stderr)
+                print(f"{archive.name}: kept, but not read: {reason}", file=sys.stderr)
         except RunError as error:  # the others are imported all the same
             print(error, file=sys.stderr)
             code = error.exit_code
@@ -418,6 +421,8 @@ def _collect(args: argparse.Namespace) -> int:
     from latentbridge.rundir import write_atomic
 
     found = collect(args.folder)
+    for target in filter(None, (args.csv, args.json)):
+        target.parent.mkdir(parents=True, exist_ok=True)
     if args.csv:
         write_atomic(args.csv, found.frame().to_csv(index=False))
     if args.json:

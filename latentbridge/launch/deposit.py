@@ -20,13 +20,12 @@ from latentbridge.launch.archive import (
     REPLACED,
     SUMS,
     copy_file,
-    hash_file,
     lock_root,
     read_packed,
     read_sums,
     verify,
 )
-from latentbridge.rundir import PACKED, sync_disk, sync_folder, write_atomic, write_json
+from latentbridge.rundir import PACKED, hash_file, sync_disk, sync_folder, write_atomic, write_json
 
 
 def walk(

@@ -12,10 +12,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from latentbridge.audit.verdicts import Verdict
 from latentbridge.errors import RunError
 from latentbridge.launch.archive import PARTIAL, RECORD, REPLACED, Problem, list_files, lock_root, verify
-from latentbridge.metric import Metric
 from latentbridge.rundir import read_json, write_atomic
 
 INDEX = "README.md"
@@ -78,7 +79,7 @@ class _Entry:
         """One line of the table."""
         soundness = f"**NO**, {len(self.problems)}: {self.problems[0]}" if self.problems else "yes"
         cells = [
-            f"[{self.archive.name}]({self.archive.name}/)",
+            f"[{self.archive.name}]({quote(self.archive.name)}/)",
             str(self.record.get("preserved_at", "?")),
             _said(lambda: str(len(self.record["runs"]))),
             _said(self._states),
@@ -129,7 +130,7 @@ class _Entry:
 
     def _verdicts(self) -> Iterator[str]:
         verdicts, flags = self.summary.get("verdicts", []), self.summary.get("flags", [])
-        lines = [_said(partial(_verdict, verdict)) for verdict in verdicts[:MOST_SHOWN]]
+        lines = [_said(partial(_verdict, record)) for record in verdicts[:MOST_SHOWN]]
         if len(verdicts) > MOST_SHOWN:
             lines.append(f"and {len(verdicts) - MOST_SHOWN} more")
         lines += [_one_line(flag) for flag in flags[:1]]
@@ -142,7 +143,7 @@ class _Entry:
         names = self.names
         sizes = [path.stat().st_size for name in names if (path := self.archive / name).is_file()]
         pictures = [name for name in names if name.endswith(PICTURES)]
-        links = [f"[{name}]({self.archive.name}/{name})" for name in FIRST_LOOKS if name in names]
+        links = [f"[{name}]({quote(f'{self.archive.name}/{name}')})" for name in FIRST_LOOKS if name in names]
         text = f"{len(names)} files, {sum(sizes) / MB:.1f} MB: {', '.join(links)}"
         compressed = self.record.get("compressed")
         return (
@@ -152,11 +153,8 @@ class _Entry:
         )
 
 
-def _verdict(verdict: dict[str, Any]) -> str:
-    difference = Metric.from_record(verdict["difference"])
-    p = "" if verdict["p"] is None else f", p {verdict['p']:.3g}"
-    names = f"{verdict['cell']} {verdict['outcome']} against {verdict['baseline']}"
-    return f"{names} ({verdict['metric']} {difference}{p})"
+def _verdict(record: dict[str, Any]) -> str:
+    return Verdict.from_record(record).line
 
 
 def _said(say: Callable[[], str], otherwise: str = "?") -> str:

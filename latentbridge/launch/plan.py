@@ -26,7 +26,8 @@ from latentbridge.launch.ledger import Ledger, Orders
 from latentbridge.launch.record import LIMITS, PLAN, Launch, PlannedRun
 from latentbridge.launch.slurm.limits import Limits
 from latentbridge.launch.spec import Spec, find_spec
-from latentbridge.rundir import RunDir, link_or_copy, read_json, sync_disk, sync_folder, write_json
+from latentbridge.rundir import RunDir, link_or_copy, read_object, sync_disk, sync_folder, write_json
+from latentbridge.stamps import stamped
 
 # what a run executes
 CODE = ("latentbridge", "jobs")
@@ -100,7 +101,9 @@ def make_plan(argument: str, *, cluster: str | None, settings: list[str], root: 
 def find_launch(plan: Plan, runs: Path) -> Launch | None:
     """The launch folder made from exactly this plan, if there is one; two would be ambiguous."""
     found = [
-        file.parent for file in runs.glob(f"{plan.spec.name}_*/{PLAN}") if read_json(file)["id"] == plan.id
+        file.parent
+        for file in runs.glob(f"{plan.spec.name}_*/{PLAN}")
+        if read_object(file, "id")["id"] == plan.id
     ]
     if len(found) > 1:
         names = ", ".join(sorted(folder.name for folder in found))
@@ -156,7 +159,7 @@ def write_launch(
 
 
 def _free_name(runs: Path, name: str) -> Path:
-    while (final := runs / f"{name}_{time.strftime('%Y%m%d_%H%M%S')}").exists():
+    while (final := runs / stamped(name)).exists():
         time.sleep(0.2)  # two launches within one second
     return final
 

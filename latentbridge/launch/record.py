@@ -16,7 +16,7 @@ from latentbridge.launch.cluster import Cluster, Resources
 from latentbridge.launch.ledger import Ledger
 from latentbridge.launch.slurm.limits import Limits
 from latentbridge.launch.spec import Notify, Retry
-from latentbridge.rundir import RunDir, read_json, write_atomic
+from latentbridge.rundir import RunDir, read_json, read_object, write_atomic
 
 PLAN = "plan.json"
 LIMITS = "ledger/limits.json"
@@ -50,8 +50,8 @@ class Launch:
     def plan(self) -> dict[str, Any]:
         """plan.json, whole."""
         if not (self.path / PLAN).exists():
-            raise ConfigError(f"{self.path}: not a launch folder (it has no {PLAN}); name one of runs/")
-        return dict(read_json(self.path / PLAN))
+            raise ConfigError(f"{self.path}: not a launch folder (it has no {PLAN}); {_elsewhere(self.path)}")
+        return read_object(self.path / PLAN, "runs")
 
     @property
     def name(self) -> str:
@@ -172,6 +172,11 @@ def find_target(path: Path) -> tuple[Launch, list[str]]:
     if (path.parent / PLAN).exists():
         launch = Launch(path.parent)
         return launch, [launch.run(path.name).name]
-    raise ConfigError(
-        f"{path}: neither a launch folder nor a run in one; name runs/LAUNCH or runs/LAUNCH/RUN"
-    )
+    raise ConfigError(f"{path}: neither a launch folder nor a run in one; {_elsewhere(path)}")
+
+
+def _elsewhere(path: Path) -> str:
+    """What to do with a folder that has no plan."""
+    from latentbridge.audit.collect.table import published
+
+    return published(path) or "name runs/LAUNCH or runs/LAUNCH/RUN"

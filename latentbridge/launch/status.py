@@ -26,7 +26,7 @@ from latentbridge.launch.slurm.limits import cluster_name
 from latentbridge.launch.slurm.squeue import Job, Queue, Task, read_queue
 from latentbridge.launch.submit import ANSWER_PATIENCE_S
 from latentbridge.launch.twins import is_sound
-from latentbridge.rundir import RunDir, State, read_json
+from latentbridge.rundir import RunDir, State, read_object
 
 Phase = Literal[
     "done",
@@ -215,7 +215,7 @@ class Monitor:
             return RunStatus(name=run.name, phase="planned")
         attempts = folder.list_attempts()
         last = attempts[-1] / "exit.json" if attempts else None
-        ending = read_json(last) if last and last.exists() else {}
+        ending = read_object(last, "cause") if last and last.exists() else {}
         state = RunStatus(
             name=run.name,
             phase="planned",

@@ -13,7 +13,7 @@ from pathlib import Path
 from latentbridge.errors import DamageError
 from latentbridge.launch.plan import Plan, code_hash, versions
 from latentbridge.launch.record import PLAN, PlannedRun
-from latentbridge.rundir import STATES, RunDir, link_or_copy, read_json, sync_disk
+from latentbridge.rundir import STATES, RunDir, link_or_copy, read_object, sync_disk
 
 # stays with the launch that computed it, or is written anew
 _LEFT = ("attempts", "*.lock", "manifest.json", *STATES, ".*")
@@ -24,7 +24,8 @@ def find_twins(plan: Plan, folder: Path) -> tuple[dict[str, list[str]], int]:
 
     folder: the one that holds all launches
     """
-    earlier = [(file.parent, read_json(file)) for file in sorted(folder.glob(f"{plan.spec.name}_*/{PLAN}"))]
+    files = sorted(folder.glob(f"{plan.spec.name}_*/{PLAN}"))
+    earlier = [(file.parent, read_object(file, "name", "runs", "code")) for file in files]
     earlier = [(path, record) for path, record in earlier if record["name"] == plan.spec.name]
     if not earlier:
         return {}, 0

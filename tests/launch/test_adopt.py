@@ -190,8 +190,40 @@ def test_the_command_imports_what_it_can_and_indexes_it(seed, tmp_path, monkeypa
     assert ended.value.code != 0
     assert "no such folder" in said.err
     assert said.out == f"{tmp_path}/preserved_data/{NAME}\n"
-    assert said.err.count("kept, but not read: ") == 2
+    assert said.err.count(f"{NAME}: kept, but not read: ") == 2
     index = (tmp_path / "preserved_data" / "README.md").read_text()
     assert "- why: imported; layout: latentwire" in index
     assert "1 DONE, 1 unfinished" in index
     assert "- could not be read: 2, the first a/eval_samples_step_final.jsonl" in index
+
+
+def test_a_stamp_in_quotes_is_a_stamp_and_the_index_links_to_it(seed, root):
+    quoted = seed.rename(seed.with_name('phase1 a=1_"20251116_201212"'))
+
+    archive = adopt(quoted, root)
+
+    assert archive.name == quoted.name
+    assert "](phase1%20a%3D1_%2220251116_201212%22/)" in write_index(root).read_text()
+    assert verify(archive) == []
+
+
+@pytest.mark.parametrize("command", ["figures", "report", "preserve", "status"])
+def test_what_a_launch_is_needed_for_says_what_reads_an_import(seed, root, capsys, command):
+    archive = adopt(seed, root)
+
+    with pytest.raises(SystemExit) as ended:
+        main([command, str(archive)])
+
+    assert ended.value.code == 2
+    assert "it holds a published system's results: `latentbridge collect`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cell", ["", ":a"])
+def test_a_comparison_of_imports_says_what_reads_them(seed, root, capsys, cell):
+    side = f"{adopt(seed, root)}{cell}"
+
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", side, side])
+
+    assert ended.value.code == 2
+    assert "`summarize_eval_jsonl` counts answers" in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -83,12 +84,17 @@ def _plan_group_rows(plan: Plan, title: str) -> Table:
 
 
 def rehearsal_table(report: Report) -> RenderableType:
-    """A line for every check: of how many runs it holds, and what it showed of the first."""
-    names = dict.fromkeys(verdict.check for verdict in report.verdicts)
+    """What every check showed, of how many runs; of more than three different answers the commonest two."""
+    found: dict[str, Counter[str]] = {}
+    for verdict in report.verdicts:
+        found.setdefault(verdict.check, Counter())[verdict.text] += len(verdict.runs)
     rows = []
-    for name in names:
-        verdicts = [verdict for verdict in report.verdicts if verdict.check == name]
-        rows.append([name, str(sum(len(verdict.runs) for verdict in verdicts)), verdicts[0].text])
+    for name, texts in found.items():
+        answers = texts.most_common()
+        if others := answers[2:] if len(answers) > 3 else []:
+            answers[2:] = [(f"{len(others)} other answers", sum(runs for _, runs in others))]
+        first = [name, *[""] * (len(answers) - 1)]
+        rows += [[at, str(runs), text] for at, (text, runs) in zip(first, answers, strict=True)]
     rows += [[name, "-", "left out (--no-check)"] for name in report.off]
     cost = "known from before" if report.seconds is None else f"{report.seconds:.0f} s"
     part = "" if report.sample[0] == report.sample[1] else ", {} of {} cells".format(*report.sample)

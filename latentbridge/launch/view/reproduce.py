@@ -6,7 +6,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 from typing import Any
 
 from latentbridge.launch.node.attempt import ranks_of
@@ -16,6 +15,7 @@ from latentbridge.launch.record import Launch, PlannedRun
 from latentbridge.launch.view.overview import shortened
 from latentbridge.metric import is_seconds
 from latentbridge.rundir import RunDir, last_record, read_jsonl
+from latentbridge.stamps import stamped
 
 FOLDER = "reproduced"
 EXIT_DIFFERS = 1
@@ -28,7 +28,7 @@ def reproduce(launch: Launch, run_name: str, execute: bool) -> int:
     Returns 0, or 1 if the repetition failed or came out differently.
     """
     run = launch.run(run_name)
-    copy = RunDir(launch.path.parent / FOLDER / f"{run.name}_{time.strftime('%Y%m%d_%H%M%S')}")
+    copy = RunDir(launch.path.parent / FOLDER / stamped(run.name))
     for line in provenance(launch):
         _say(line)
     command = _command(launch, run, copy)

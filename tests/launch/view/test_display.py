@@ -8,10 +8,11 @@ import pytest
 from folders import end, planned_launch
 from rich.console import Console
 
+from latentbridge.launch.checks.rehearse import Report, Verdict
 from latentbridge.launch.plan import make_plan
 from latentbridge.launch.status import RunStatus, status
 from latentbridge.launch.view import display
-from latentbridge.launch.view.display import plan_table, status_table
+from latentbridge.launch.view.display import plan_table, rehearsal_table, status_table
 
 
 def rendered(table, width=100):
@@ -105,3 +106,22 @@ def test_a_plan_tells_what_each_run_and_all_together_may_cost(project, write_spe
     # half an hour of 1 and of 2 x 3 GPUs
     assert [line.split()[5] for line in lines if line.startswith((" a ", " b "))] == ["0.5", "3"]
     assert lines[-1].startswith("at most 3.5 GPU-hours") and "budget_gpu_hours 2 stops it" in lines[-1]
+
+
+def test_what_a_check_showed_of_some_runs_is_not_said_of_all():
+    routers = [("static", "no layer is routed"), ("routed_a", "taught"), ("routed_b", "taught")]
+    gradients = [(f"run_{i}", f"{i} weights") for i in (3, 5, 7, 11)]
+    verdicts = [Verdict("routers", (run,), True, text) for run, text in routers]
+    verdicts += [
+        Verdict("gradients", (run, f"{run}_again")[: i + 1], True, text)
+        for i, (run, text) in enumerate(gradients)
+    ]
+
+    lines = [line.split() for line in rendered(rehearsal_table(Report(tuple(verdicts), (), 2.0)))]
+
+    assert [line for line in lines if "weights" in line or "other" in line] == [
+        ["gradients", "2", "5", "weights"],
+        ["2", "7", "weights"],
+        ["3", "2", "other", "answers"],
+    ]
+    assert ["routers", "2", "taught"] in lines and ["1", "no", "layer", "is", "routed"] in lines
