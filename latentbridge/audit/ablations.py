@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 from latentbridge.audit.eval_checks import counted
 from latentbridge.audit.statistics.corrections import holm, outcome
 from latentbridge.audit.statistics.seeds import compare_seeds, seed_mean
-from latentbridge.audit.summary import CLAIM, CellRow, RunRow, Summary, Verdict, gaps
+from latentbridge.audit.summary import CLAIM, CellRow, RunRow, Summary, gaps
 from latentbridge.audit.table import render
+from latentbridge.audit.verdicts import Verdict
 from latentbridge.config import read_yaml
 from latentbridge.errors import LatentbridgeError
 from latentbridge.metric import Direction, Metric, best_of, better, void
-from latentbridge.rundir import RunDir, read_json, read_jsonl, write_atomic, write_json
+from latentbridge.rundir import RunDir, read_jsonl, read_object, write_atomic, write_json
 
 _SHARE = re.compile(r"(^|_)(accuracy|share)$")
 
@@ -33,7 +34,7 @@ def summarize(launch_folder: Path) -> Summary:
 
 def read_launch(launch_folder: Path) -> Summary:
     """The summary of a launch as its folder stands; writes nothing."""
-    plan = read_json(launch_folder / "plan.json")
+    plan = read_object(launch_folder / "plan.json", "runs")
     runs = [read_run(record, launch_folder) for record in plan["runs"]]
     cells = []
     for name in dict.fromkeys(run.cell for run in runs):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
+INVALID = (None, "", "[invalid]")
 REQUIRED = ("index", "question", "gold_extracted", "bridged_full", "bridged_extracted")
 _ANSWER = re.compile(r"#### (\-?[0-9\.\,]+)")
 _NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)")
@@ -20,7 +22,10 @@ ECHO_MIN_CHARACTERS = 24
 class Checks:
     """Looks at one file's records one by one; keeps numbers and short answers, never the long texts."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str) -> None:
+        """label: of which evaluation the file's name says that it is."""
+        self.label = label
+        self.strangers: Counter[str] = Counter()
         self.indices: Counter[int] = Counter()
         self.answers: Counter[str] = Counter()
         self.golds: Counter[str] = Counter()
@@ -29,13 +34,22 @@ class Checks:
         self.echoed: list[int] = []
         self.rewritten: list[int] = []
         self.numeric: list[str] = []
+        self.goldless: list[int] = []
+        self.as_numbers: list[int] = []
 
     def add(self, number: int, record: dict[str, Any], valid: bool) -> None:
         """Look at the record of line `number`; valid: it holds an answer."""
         text, question, index = (str(record.get(key)) for key in ("bridged_full", "question", "index"))
-        predicted, gold = str(record.get("bridged_extracted")), str(record.get("gold_extracted"))
+        stored = [record.get(key) for key in ("bridged_extracted", "gold_extracted")]
+        predicted, gold = (str(as_text(answer)) for answer in stored)
+        if any(type(answer) in (int, float) for answer in stored):
+            self.as_numbers.append(number)
+        if "gold_extracted" in record and as_text(stored[1]) in INVALID:
+            self.goldless.append(number)
         self.lacking.update(key for key in REQUIRED if key not in record)
         self.golds[gold] += 1
+        if str(record.get("eval_step", self.label)) != self.label:
+            self.strangers[str(record["eval_step"])] += 1
         if type(record.get("index")) is int:
             self.indices[record["index"]] += 1
         else:
@@ -43,7 +57,7 @@ class Checks:
         opening = question.split("\n", 1)[0]
         if len(opening) >= ECHO_MIN_CHARACTERS and opening in text:
             self.echoed.append(number)
-        if "bridged_full" in record and _extract(text) != (record["bridged_extracted"] if valid else None):
+        if "bridged_full" in record and _extract(text) != (predicted if valid else None):
             self.rewritten.append(number)
         if valid:
             self.answers[predicted] += 1
@@ -56,6 +70,16 @@ class Checks:
             yield f"{count} record{'s' * (count > 1)} without the key '{key}'"
         if self.bad_index and "index" not in self.lacking:
             yield f"index is not an integer in line {ranges(self.bad_index)}"
+        if self.goldless:
+            lines = ranges(self.goldless)
+            yield f"{counted(self.goldless, 'record')} without a gold answer, never right: line {lines}"
+        if self.as_numbers:
+            yield (
+                f"{counted(self.as_numbers, 'record')} with answers stored as numbers, compared as text: "
+                f"line {ranges(self.as_numbers)}"
+            )
+        for step, count in self.strangers.items():
+            yield f"{count} record{'s' * (count > 1)} of evaluation '{step}', in a file of '{self.label}'"
         repeated = [index for index, count in self.indices.items() if count > 1]
         if repeated:
             yield f"{counted(repeated, 'index', 'indices')} more than once: {ranges(repeated)}"
@@ -88,6 +112,17 @@ class Checks:
         if count / total >= max(CONSTANT_SHARE, CONSTANT_EXCESS * self.golds[answer] / total):
             own = self.golds[answer]
             yield f"{count} of {total} answers are '{answer}' (gold: {own} of {total}): a collapsed model"
+
+
+def as_text(answer: object) -> object:
+    """An answer as it is compared: a number as its digits, NaN as none."""
+    if type(answer) is int:
+        return str(answer)
+    if not isinstance(answer, float):
+        return answer
+    if answer.is_integer():
+        return str(int(answer))
+    return None if math.isnan(answer) else str(answer)
 
 
 def _extract(text: str) -> str | None:

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from latentbridge.audit.eval_checks import Checks, counted, ranges
-from latentbridge.metric import Metric, proportion
+from latentbridge.audit.eval_checks import INVALID, Checks, as_text, counted, ranges
+from latentbridge.metric import Metric, proportion, void
 from latentbridge.rundir import NOT_GZIP, open_stored
 
-INVALID = (None, "", "[invalid]")
 MODELS = ("bridged", "source", "target")
 SAMPLE_LINES, SAMPLE_CHARACTERS = 3, 200
 _FILE_NAME = re.compile(r"eval_samples_step_(.+)\.jsonl(?:\.gz)?")
 # no line of a file
 _UNREAD = b"\0"
+_AGAIN = "copy the file again from where it was written"
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Answers:
     gold_match: int = 0
 
     def add(self, answer: object, gold: object) -> bool:
-        """Count one answer, and say whether it is one."""
+        """Count one answer, and say whether it is one; both as `as_text` gives them."""
         valid = answer not in INVALID
         self.n += 1
         self.invalid += not valid
@@ -51,7 +51,9 @@ class EvalFile:
     path: Path
     total: int = 0
     answers: dict[str, Answers] = field(default_factory=lambda: {model: Answers() for model in MODELS})
+    golds: int = 0  # records that hold a gold answer
     malformed: list[int] = field(default_factory=list)  # line numbers, from 1
+    unread: str = ""  # why the disk does not give it; empty where it does
     problems: list[str] = field(default_factory=list)
     # the first valid generation, cut; of a file without any, the first generation
     sample: str | None = None
@@ -70,8 +72,11 @@ class EvalFile:
 
     @property
     def accuracy(self) -> Metric:
-        """gold_match / total with its Wilson interval; void where the file holds no record."""
-        return proportion(self.gold_match, self.total)
+        """gold_match / total with its Wilson interval; void where the file holds no record, or no gold."""
+        return self._of_gold(proportion(self.gold_match, self.total))
+
+    def _of_gold(self, accuracy: Metric) -> Metric:
+        return void("no record holds a gold answer") if self.total and not self.golds else accuracy
 
     @property
     def label(self) -> str:
@@ -99,7 +104,7 @@ class EvalFile:
             "high": self.accuracy.high,
         }
         for model in ("source", "target"):
-            accuracy = self.answers[model].accuracy
+            accuracy = self._of_gold(self.answers[model].accuracy)
             record |= {
                 f"{model}_n": accuracy.n,
                 f"{model}_accuracy": accuracy.value,
@@ -115,7 +120,8 @@ class EvalFile:
 
     def lines(self) -> Iterator[str]:
         """What people read about this file."""
-        yield f"{self.path} -> total={self.total} invalid={self.invalid} gold_match={self.gold_match}"
+        counts = f"total={self.total} invalid={self.invalid} gold_match={self.gold_match}"
+        yield f"{self.path} -> {'unread' if self.unread else counts}"
         if self.total:
             yield f"    accuracy {', '.join(self._accuracies())} (95 % Wilson, n={self.total})"
         if self.sample is not None:
@@ -125,7 +131,7 @@ class EvalFile:
     def _accuracies(self) -> Iterator[str]:
         yield f"bridged {self.accuracy}"
         for model in ("source", "target"):
-            accuracy = self.answers[model].accuracy
+            accuracy = self._of_gold(self.answers[model].accuracy)
             if accuracy.n:
                 yield f"{model} {accuracy}" + (f" of {accuracy.n}" if accuracy.n < self.total else "")
 
@@ -142,8 +148,17 @@ def is_eval_file(name: str) -> bool:
 
 
 def audit_file(path: Path) -> EvalFile:
-    """Count one evaluation file, plain or NAME.gz, in one pass, holding one line at a time."""
-    audit, checks, torn, digest = EvalFile(path), Checks(), "", hashlib.sha256()
+    """Count one evaluation file, plain or NAME.gz; one that the disk does not give is a finding."""
+    try:
+        return _audit_file(path)
+    except OSError as error:
+        why = f"cannot be read ({error.strerror}); mend the link or the rights, or remove it"
+        return EvalFile(path, unread=why, problems=[why])
+
+
+def _audit_file(path: Path) -> EvalFile:
+    """In one pass, holding one line at a time."""
+    audit, checks, torn, digest = EvalFile(path), Checks(label_of(path)), "", hashlib.sha256()
     has_valid_sample = False
     with open_stored(path) as file:
         for number, line in enumerate(_lines(file), start=1):
@@ -159,7 +174,7 @@ def audit_file(path: Path) -> EvalFile:
                 torn = _cut_off(line)
                 continue
             audit.total += 1
-            valid = _count(audit.answers, record)
+            valid = _count(audit, record)
             checks.add(number, record, valid)
             if audit.sample is None or (valid and not has_valid_sample):
                 audit.sample, has_valid_sample = _shorten(record.get("bridged_full")), valid
@@ -177,12 +192,13 @@ def _lines(file: IO[bytes]) -> Iterator[bytes]:
         yield _UNREAD
 
 
-def _count(answers: dict[str, Answers], record: dict[str, Any]) -> bool:
+def _count(audit: EvalFile, record: dict[str, Any]) -> bool:
     """Count the answers of a record, and say whether the bridged one is valid."""
-    gold, valid = record.get("gold_extracted"), False
+    gold, valid = as_text(record.get("gold_extracted")), False
+    audit.golds += gold not in INVALID
     for model, key in _KEYS:
         if key in record:
-            is_answer = answers[model].add(record[key], gold)
+            is_answer = audit.answers[model].add(as_text(record[key]), gold)
             valid = valid or (is_answer and model == "bridged")
     return valid
 
@@ -209,6 +225,6 @@ def _cut_off(line: bytes) -> str:
 def _name_malformed(numbers: list[int], torn: str) -> Iterator[str]:
     whole = numbers[:-1] if torn else numbers
     if whole:
-        yield f"{counted(whole, 'line')} not a JSON record: {ranges(whole)}"
+        yield f"{counted(whole, 'line')} not a JSON record: {ranges(whole)}; {_AGAIN}"
     if torn:
-        yield f"line {numbers[-1]} is cut off: {torn}"
+        yield f"line {numbers[-1]} is cut off: {torn}; {_AGAIN}"

@@ -39,14 +39,12 @@ def find_eval_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     found: list[Path] = []
-    for folder, below, names in os.walk(path, onerror=_refuse):
+    unlisted: list[OSError] = []
+    for folder, below, names in os.walk(path, onerror=unlisted.append):
         below.sort()
         found += sorted((Path(folder, n) for n in names if is_eval_file(n)), key=_step_order)
-    return found
-
-
-def _refuse(error: OSError) -> None:
-    raise error
+    # a folder that may not be listed is a finding, as a file that may not be read is
+    return found + [Path(error.filename) for error in unlisted]
 
 
 def _step_order(path: Path) -> tuple[float, str, str]:
@@ -84,7 +82,7 @@ def _compare(audits: Sequence[EvalFile], is_whole: bool) -> None:
     """Add what the files of one folder say about one another; is_whole: all that it has are here."""
     longest = max(audits, key=lambda audit: audit.total)
     for audit in audits:
-        if audit.total < longest.total:
+        if audit.total < longest.total and not audit.unread:
             fewer = longest.total - audit.total
             audit.problems.append(
                 f"{fewer} record{'s' * (fewer > 1)} fewer than {longest.path.name} beside it"
@@ -96,7 +94,7 @@ def _compare(audits: Sequence[EvalFile], is_whole: bool) -> None:
 def _audit(files: Sequence[Path]) -> Iterator[EvalFile]:
     """Each file's audit in their order; by several processes where there is enough to read."""
     processes = min(os.cpu_count() or 1, MAX_PROCESSES, len(files))
-    if processes < 2 or sum(file.stat().st_size for file in files) < PARALLEL_BYTES:
+    if processes < 2 or sum(map(_size, files)) < PARALLEL_BYTES:
         yield from map(audit_file, files)
         return
     from concurrent.futures import ProcessPoolExecutor
@@ -108,6 +106,11 @@ def _audit(files: Sequence[Path]) -> Iterator[EvalFile]:
         pool.shutdown(cancel_futures=True)
 
 
+def _size(file: Path) -> int:
+    """In bytes; 0 of a link to nothing, which its audit names."""
+    return file.stat().st_size if file.exists() else 0
+
+
 def _leave_ctrl_c_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -115,7 +118,8 @@ def _leave_ctrl_c_to_the_parent() -> None:
 def main(argv: list[str] | None = None) -> int:
     """Print every path's audit.
 
-    0: sound, 1: a path holds nothing, a line is malformed or (--strict) anything is found, 2: no such path.
+    0: sound, 1: a path holds nothing, a file is unread, a line malformed or (--strict) anything is found;
+    2: no such path.
     """
     parser = argparse.ArgumentParser(prog="summarize_eval_jsonl", description=__doc__.split("\n", 1)[0])
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="file, run folder or archive")
@@ -158,7 +162,7 @@ def _report(options: argparse.Namespace) -> int:
         print(*_totals(seen), sep="\n", flush=True)
     for path in empty:
         print(f"{path}: no evaluation record here (eval_samples_step_*.jsonl)", file=sys.stderr)
-    is_bad = any(audit.malformed or (options.strict and audit.findings) for audit in seen)
+    is_bad = any(audit.malformed or audit.unread or (options.strict and audit.findings) for audit in seen)
     return int(bool(empty or is_bad))
 
 
@@ -182,7 +186,7 @@ def _totals(seen: Sequence[EvalFile]) -> Iterator[str]:
     damaged = [audit for audit in seen if audit.malformed]
     findings = sum(len(audit.findings) for audit in seen)
     yield f"    all {len(seen)} files: total={total} invalid={invalid} gold_match={right}"
-    lengths = Counter(audit.total for audit in seen)
+    lengths = Counter(audit.total for audit in seen if not audit.unread)
     if len(lengths) > 1:
         yield "    n differs: " + ", ".join(
             f"{count} of {n} records" for n, count in sorted(lengths.items(), reverse=True)

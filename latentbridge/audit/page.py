@@ -17,8 +17,8 @@ from latentbridge.audit.figures.sheet import Figure
 from latentbridge.audit.records import Records, RunRecords, read_records
 from latentbridge.audit.table import COMPARISONS, blocks, notes
 from latentbridge.errors import LatentbridgeError, PreflightError
-from latentbridge.launch.archive import SUMS, hash_file
-from latentbridge.rundir import read_json, write_atomic
+from latentbridge.launch.archive import SUMS
+from latentbridge.rundir import hash_file, read_json, write_atomic
 
 NAME = "report.html"
 # what a run's numbers are made of

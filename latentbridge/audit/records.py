@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import logging
 import statistics
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +15,8 @@ from typing import Any, TypeVar
 from latentbridge.audit.ablations import read_launch
 from latentbridge.audit.statistics.seeds import seed_mean
 from latentbridge.audit.summary import CellRow, RunRow, Summary, gaps
-from latentbridge.errors import LatentbridgeError
+from latentbridge.capacity.rows import ROWS
+from latentbridge.errors import DamageError, LatentbridgeError
 from latentbridge.metric import Metric
 from latentbridge.rundir import RunDir, read_json, read_jsonl
 
@@ -47,7 +50,7 @@ class RunRecords:
     @cached_property
     def updates(self) -> list[dict[str, Any]]:
         """Records of train.jsonl."""
-        return _unless_damaged(lambda: list(read_jsonl(self.folder.train_log))) or []
+        return _unless_damaged(lambda: list(_with_steps(self.folder.train_log))) or []
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:
@@ -82,7 +85,7 @@ class RunRecords:
     @cached_property
     def capacity(self) -> list[dict[str, Any]]:
         """RUN/capacity.jsonl: what a capacity limit drops and costs."""
-        return _unless_damaged(lambda: list(read_jsonl(self.folder.path / "capacity.jsonl"))) or []
+        return _unless_damaged(lambda: list(read_jsonl(self.folder.path / ROWS))) or []
 
     def _json(self, name: str) -> dict[str, Any] | None:
         path = self.folder.path / name
@@ -132,6 +135,15 @@ class CellRecords:
     def setting(self, *keys: str) -> Any:
         """A value of the cell's config; None where there is none."""
         return setting(self.config, *keys)
+
+    def settings_but(self, *dotted: str) -> str:
+        """All that is set but the seed and these keys, as text: equal for cells that differ in them alone."""
+        config = copy.deepcopy(self.config)
+        for key in ("seed", *dotted):
+            *above, last = key.split(".")
+            if isinstance(inner := setting(config, *above), dict):
+                inner.pop(last, None)
+        return json.dumps(config, sort_keys=True, default=str)
 
     def gaps(self, metric: str) -> str:
         """Seeds that lack a final metric, and why; empty where none does."""
@@ -222,6 +234,13 @@ def shares(load: Sequence[float]) -> list[float]:
     """Of a layer's pairs, by expert; empty where nobody has any."""
     total = sum(load)
     return [value / total for value in load] if total else []
+
+
+def _with_steps(path: Path) -> Iterator[dict[str, Any]]:
+    for number, record in enumerate(read_jsonl(path), start=1):
+        if "step" not in record:
+            raise DamageError(f"{path}:{number}: a record without a step; the file was damaged")
+        yield record
 
 
 def _unless_damaged(read: Callable[[], T]) -> T | None:

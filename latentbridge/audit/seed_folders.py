@@ -3,21 +3,22 @@
 latentwire          train.log, and its answers in eval_samples_step_*.jsonl
 moe-routing-bench   train_log.jsonl, hparams.json
 blueberry           metrics.json or training_results.json
-A run is the folder that holds such a file, wherever it lies, as `collect` reads it. Answers are counted anew;
-where a log has an accuracy and no answers, the accuracy is void. Tables are no runs, and are left out.
+A run is the folder that holds such a file, wherever it lies, as `collect` reads it, or answers alone.
+Answers are counted anew; where a log has an accuracy and no answers, the accuracy is void. Tables are no
+runs, and are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
-from latentbridge.audit.collect.mixtures import SEVERAL_RUNS
-from latentbridge.audit.collect.rows import Row
+from latentbridge.audit.collect.rows import SEVERAL_RUNS, Row
 from latentbridge.audit.collect.table import collect
-from latentbridge.audit.eval_file import audit_file, label_of
-from latentbridge.audit.eval_jsonl import find_eval_files
+from latentbridge.audit.eval_file import EvalFile
+from latentbridge.audit.eval_jsonl import audit_trees
 from latentbridge.metric import Metric, void
 from latentbridge.rundir import read_json
 
@@ -59,35 +60,52 @@ def read_seed_folder(folder: Path) -> SeedFolder:
     """Every run at or below a folder."""
     collected = collect(folder)
     found = SeedFolder(unread=[reason.replace(f"{folder}/", "") for reason in collected.unreadable])
+    answers = {audits[0].path.parent: audits for _, audits in audit_trees([folder]) if audits}
+    for audit in chain.from_iterable(answers.values()):
+        if why := _lost(audit):
+            found.unread.append(f"{audit.path.relative_to(folder)}: {why}")
     by_file: dict[str, list[Row]] = {}
     for row in collected.rows:
         by_file.setdefault(row.source, []).append(row)
     for source, rows in by_file.items():
         path = folder / source
         if path.name in METRICS:
-            is_finished, why = _ending(path, rows)
-            metrics = {ANSWERS: _recount(path, rows)} if path.name == "train.log" else _last(path, rows)
             name = str(Path(source).parent)
-            found.runs.append(SeedRun(name, rows[0].layout, is_finished, why, metrics))
-    for path in find_eval_files(folder):
-        audit = audit_file(path)
-        if audit.malformed:
-            lines = ", ".join(map(str, audit.malformed[:5]))
-            found.unread.append(f"{path.relative_to(folder)}: no JSON record in lines {lines}")
+            found.runs.append(
+                SeedRun(name, rows[0].layout, *_ending(path, rows), _numbers(path, rows, answers))
+            )
+    known = {(folder / source).parent for source in by_file}
+    found.runs += [_without_log(folder, place, answers[place]) for place in answers.keys() - known]
     found.runs.sort(key=lambda run: run.name)
     return found
 
 
+def _without_log(folder: Path, place: Path, audits: Sequence[EvalFile]) -> SeedRun:
+    """A run of which nothing but answers is left."""
+    is_finished = any(audit.label == "final" for audit in audits)
+    why = f"it has no log, and answers {'to the end' if is_finished else 'without the final ones'}"
+    return SeedRun(
+        str(place.relative_to(folder)), "latentwire", is_finished, why, {ANSWERS: _recount(audits)}
+    )
+
+
+def _lost(audit: EvalFile) -> str:
+    """What of a file of answers could not be counted; empty where all was."""
+    if audit.malformed:
+        return f"no JSON record in lines {', '.join(map(str, audit.malformed[:5]))}"
+    return audit.unread or ("" if audit.total else "no record in this file")
+
+
 def _ending(path: Path, rows: Sequence[Row]) -> tuple[bool, str]:
     """Whether a run came to its end, and what says so."""
+    if rows[0].void == SEVERAL_RUNS:
+        return False, "steps start again within the log"
     if path.name == "train.log":
         if any(row.label == "final" for row in _evaluations(rows)):
             return True, "its log has the final evaluation"
         return False, str(rows[-1].void)
     if path.name != "train_log.jsonl":
         return True, "it has results, which are written at the end"
-    if rows[0].void == SEVERAL_RUNS:
-        return False, "steps start again within the log"
     planned, last = _planned_steps(path.with_name("hparams.json")), rows[-1].step or 0
     is_finished = last > 0 and (planned is None or last >= planned)
     return is_finished, f"its log ends at step {last} of {planned or 'an unknown number'}"
@@ -99,14 +117,19 @@ def _planned_steps(hparams: Path) -> int | None:
     return planned if type(planned) is int else None
 
 
-def _recount(path: Path, rows: Sequence[Row]) -> Metric:
-    """The accuracy of the final answers beside a log, whatever the log says."""
-    files = [file for file in find_eval_files(path.parent) if file.parent == path.parent]
-    if final := [file for file in files if label_of(file) == "final"]:
-        return audit_file(final[0]).accuracy
-    if files:
-        return void(f"no final evaluation; {files[-1].name} is the last")
-    return void(f"{len(_evaluations(rows))} logged accuracies without an answer to count")
+def _numbers(path: Path, rows: Sequence[Row], answers: dict[Path, list[EvalFile]]) -> dict[str, Metric]:
+    """What a run is known by: of a training log its answers counted anew, of others their last numbers."""
+    if path.name != "train.log":
+        return _last(path, rows)
+    if audits := answers.get(path.parent):
+        return {ANSWERS: _recount(audits)}
+    return {ANSWERS: void(f"{len(_evaluations(rows))} logged accuracies without an answer to count")}
+
+
+def _recount(audits: Sequence[EvalFile]) -> Metric:
+    """The accuracy of the final answers, whatever a log says."""
+    final = next((audit.accuracy for audit in audits if audit.label == "final"), None)
+    return final or void(f"no final evaluation; {audits[-1].path.name} is the last")
 
 
 def _evaluations(rows: Sequence[Row]) -> list[Row]:

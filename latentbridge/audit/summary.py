@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import quantiles
-from typing import Any, Literal
+from typing import Any
 
+from latentbridge.audit.verdicts import Verdict
 from latentbridge.metric import Metric, void
 
 CLAIM = "context_recovered"
-UNJUDGED = (
-    '"-": neither less nor more of such a metric is better, so nobody wins or loses by it; it has no p, '
-    "and the correction of others does not count it"
-)
 CONTROLS = ("context_recovered_no_source", "context_recovered_shuffled_source")
 
 
@@ -137,31 +134,6 @@ class CellRow:
         """How many soft tokens the cell's bridge writes; None for jobs without a bridge."""
         model = self.runs[0].config.get("model")
         return model.get("soft_tokens") if isinstance(model, dict) else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """How one cell did against a baseline, as the spec asked before the run; p is Holm-corrected.
-
-    outcome: "-" where neither less nor more of the metric is better, and there is no p
-    chosen: where the spec names the best of several, in words which and why
-    """
-
-    cell: str
-    baseline: str
-    metric: str
-    outcome: Literal["won", "tied", "lost", "void", "-"]
-    difference: Metric
-    p: float | None = None
-    by: str = ""  # "3 pairs" of seeds where both have the same ones, else "Welch"; empty where void
-    chosen: tuple[str, ...] = ()
-
-    def as_record(self) -> dict[str, Any]:
-        """Plain data; `chosen` where anybody was."""
-        record = {**vars(self), "difference": self.difference.as_record()}
-        if not record.pop("chosen"):
-            return record
-        return {**record, "chosen": list(self.chosen)}
 
 
 @dataclass(frozen=True, kw_only=True)

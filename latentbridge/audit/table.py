@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from latentbridge.audit.summary import UNJUDGED, CellRow, Summary, Verdict
+from latentbridge.audit.summary import CellRow, Summary
+from latentbridge.audit.verdicts import TIED, UNJUDGED, Verdict, difference_text, p_text
 from latentbridge.metric import Metric, void
 
 MAX_WIDTH = 150
@@ -21,7 +22,7 @@ INTERVALS = "mean over seeds [95 % t interval over seeds; of a single seed, over
 
 COMPARISONS = (
     "Comparisons by t of pairs of seeds, Welch's where cells differ in seeds "
-    "(tied: they cannot tell; p is Holm's, not the interval)"
+    f"({TIED}; p is Holm's, not the interval)"
 )
 
 ACCURACY = {
@@ -264,10 +265,7 @@ def _other_rows(summary: Summary) -> list[list[str]]:
 
 def _verdict_row(verdict: Verdict) -> list[str]:
     names = [verdict.cell, verdict.outcome, verdict.baseline, verdict.metric]
-    if verdict.difference.value is None:
-        return [*names, verdict.by or "-", "-", " ".join((verdict.difference.void or "").split())]
-    p = "-" if verdict.p is None else f"{verdict.p:.3g}"
-    return [*names, verdict.by, p, f"{verdict.difference}"]
+    return [*names, verdict.by or "-", p_text(verdict.p), difference_text(verdict.difference)]
 
 
 def _run_block(summary: Summary) -> Block:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from latentbridge.capacity.closed_form import expected_drop_rate
-from latentbridge.capacity.config import CapacityConfig, metric_name
+from latentbridge.capacity.config import CapacityConfig
+from latentbridge.capacity.rows import ROWS, Row, metrics_of
 from latentbridge.errors import ConfigError
 from latentbridge.job import Run
-from latentbridge.metric import Metric, mean
+from latentbridge.metric import mean
 from latentbridge.nn.routers import Routing
 from latentbridge.nn.seating import seat_in_slots, slots
 from latentbridge.rundir import append_jsonl, keep_records, read_jsonl
@@ -23,10 +24,7 @@ from latentbridge.train import distributed
 from latentbridge.train.loop import FINAL
 from latentbridge.train.seeding import reseed, seeded_normal
 
-ROWS = "capacity.jsonl"
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -111,17 +109,6 @@ def routed(logits: Tensor, top_k: int) -> Routing:
     tokens = torch.arange(len(logits), device=logits.device).repeat(top_k)
     pairs = kept.indices.T.reshape(-1), kept.values.softmax(dim=-1).T.reshape(-1)
     return Routing(tokens, *pairs, logits, None, len(logits), logits.shape[1], top_k)
-
-
-def metrics_of(rows: Sequence[Row]) -> dict[str, Metric]:
-    """Both measurements of each row; intervals are over rounds, of a rate there is a median without one."""
-    found = {}
-    for row in rows:
-        factor, n = row["capacity_factor"], row["iterations"]
-        drop = Metric(value=row["drop_rate"], n=n, low=row["drop_rate_low"], high=row["drop_rate_high"])
-        found[metric_name(factor, "drop_rate")] = drop
-        found[metric_name(factor, "tokens_per_s")] = Metric(value=row["tokens_per_s"], n=n)
-    return found
 
 
 def measure(config: CapacityConfig, run: Run) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from latentbridge.capacity.rows import metric_name
 from latentbridge.config import JobConfig
 
 MEASURED = ("drop_rate", "tokens_per_s")
@@ -47,8 +48,3 @@ class CapacityConfig(JobConfig):
     def metric_names(self) -> tuple[str, ...]:
         """Both measurements at each factor."""
         return tuple(metric_name(factor, what) for factor in self.capacity_factors for what in MEASURED)
-
-
-def metric_name(factor: float, what: str) -> str:
-    """As in c1.25_drop_rate."""
-    return f"c{factor:g}_{what}"

@@ -9,9 +9,10 @@ from typing import Any
 
 from torch import nn
 
-from latentbridge.capacity.bench import Bench, metrics_of
+from latentbridge.capacity.bench import Bench
 from latentbridge.capacity.closed_form import expected_drop_rate
-from latentbridge.capacity.config import CapacityConfig, metric_name
+from latentbridge.capacity.config import CapacityConfig
+from latentbridge.capacity.rows import metric_name, metrics_of
 from latentbridge.job import Run
 from latentbridge.metric import Metric
 from latentbridge.rehearsal.contract import Caught, Check, Stage

@@ -1,8 +1,10 @@
 """Diagrams of models: what of a config they tell, which cells share one, and that no text leaves its box."""
 
 import copy
+from pathlib import Path
 
 import pytest
+import yaml
 
 from latentbridge.audit import figures
 from latentbridge.audit.figures import anatomy, draw
@@ -11,6 +13,7 @@ from latentbridge.audit.figures.boxes import Diagram, draw_boxes, merged
 from latentbridge.audit.figures.style import RC
 from latentbridge.audit.records import read_records
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 DECODER = {"dim": 48, "layers": 3, "heads": 6, "norm": "rmsnorm", "positions": "rope", "ffn_mult": 2}
 TEXT = {"name": "tinystories", "tokenizer": "characters", "context": 96}
 GATED = {
@@ -39,6 +42,19 @@ ROUTED = {
     "gdn": {"heads": None, "key_width": 16, "value_width": 32},
     "ffn_width": None,
 }
+DENSE = {"text": TEXT, "model": {**DECODER, "activation": "gelu", "tied": True}}
+LLAMA = {
+    "model": {
+        **{"family": "llama", "tokenizer": "bpe", "width": 256, "layers": 6, "heads": 8},
+        **{"kv_heads": 4, "ffn": 704},
+    },
+    "problems": {"name": "word_problems"},
+    "question_weight": 0.2,
+}
+OLMOE = {
+    "text": TEXT,
+    "model": {"width": 96, "layers": 5, "heads": 4, "num_experts": 8, "top_k": 2, "expert_width": 80},
+}
 ADAPTERS = {
     "frozen": {"model": "bundled:olmoe"},
     "adapters": {"variant": "routed", "kind": "lora", "rank": 9, "scale": 2.0, "num_adapters": 4, "top_k": 1},
@@ -63,6 +79,10 @@ ALL = {
     "passthrough": changed(GATED, model__kind="passthrough"),
     "mixture": MIXTURE,
     "routed": ROUTED,
+    "dense": DENSE,
+    "llama": LLAMA,
+    "gpt2": changed(LLAMA, model__family="gpt2", model__kv_heads=None),
+    "olmoe": OLMOE,
     "perft": ADAPTERS,
     "embedded": changed(ADAPTERS, adapters__variant="embedded"),
     "shared": changed(ADAPTERS, adapters__variant="shared"),
@@ -145,6 +165,60 @@ def test_mixers_stand_by_layer_and_the_router_after_layer_0_leads_to_routed_laye
     assert "router" not in told(changed(ROUTED, mixers=["gdn"] * 3))[0]
 
 
+def test_a_dense_model_is_drawn_with_one_feed_forward_layer_a_block_and_no_router():
+    """Launches of the jobs lm and pretrain had no diagram."""
+    texts, arrows = told(DENSE)
+
+    assert texts["ffn"] == "feed-forward layer: gelu, 48 to 96 to 48"
+    assert texts["layers"] == "3 layers; rmsnorm before either"
+    assert texts["head"] == "norm and output layer, the embedding again: the next token"
+    assert arrows == {
+        ("read", "embedding", "always"),
+        ("embedding", "attention", "always"),
+        ("attention", "ffn", "always"),
+        ("ffn", "head", "always"),
+    }
+
+
+def test_pretrained_families_are_told_apart_by_what_transformers_gives_them():
+    llama, gpt2 = told(LLAMA)[0], told(ALL["gpt2"])[0]
+
+    assert llama["read"] == "word_problems with their solutions (bpe)"
+    assert llama["attention"] == "causal softmax attention, 8 heads, keys and values of 4"
+    assert llama["ffn"] == "feed-forward layer: SwiGLU, 256 to 704 to 256"
+    assert "rotary" in llama["embedding"] and "RMSNorm" in llama["layers"]
+    assert gpt2["attention"] == "causal softmax attention, 8 heads"
+    assert "learned" in gpt2["embedding"] and "LayerNorm" in gpt2["layers"] and "GELU" in gpt2["ffn"]
+    assert anatomy.diagram(changed(LLAMA, model__family="mamba")) is None
+
+
+def test_the_base_of_adapters_is_a_mixture_of_experts():
+    texts, _ = told(OLMOE)
+
+    assert texts["router"] == "router: 2 of 8 experts a token; dropless"
+    assert texts["sum"] == "weighted sum; an expert: SwiGLU, 96 to 80 to 96"
+
+
+@pytest.mark.parametrize("lacking", ["num_experts", "router"])
+def test_a_mixture_of_which_not_all_is_told_is_not_drawn_as_a_dense_model(lacking):
+    config = copy.deepcopy(MIXTURE)
+    del config["mixture"][lacking]
+
+    assert anatomy.diagram(config) is None
+
+
+def test_every_config_that_ships_for_dense_models_has_a_diagram():
+    for name in (
+        "language_model/tiny",
+        "pretrain/source_gpt2",
+        "pretrain/target_llama",
+        "perft/stories_base",
+    ):
+        config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+        config.setdefault("text", {}).setdefault("name", "tinystories")
+        assert anatomy.diagram(config) is not None, name
+
+
 @pytest.mark.parametrize(
     ("variant", "before", "kind"),
     [("routed", "gate", "some"), ("embedded", "router", "some"), ("shared", "states", "always")],
@@ -159,7 +233,10 @@ def test_adapters_follow_their_gate_the_frozen_router_or_nobody(variant, before,
 
 @pytest.mark.parametrize(
     ("name", "key"),
-    [("gated", "depth"), ("dit", "soft_tokens"), ("mixture", "heads"), ("routed", "dim")],
+    [
+        *(("gated", "depth"), ("dit", "soft_tokens"), ("mixture", "heads"), ("routed", "dim")),
+        *(("dense", "ffn_mult"), ("llama", "ffn"), ("olmoe", "top_k")),
+    ],
 )
 def test_a_config_that_lacks_what_would_be_told_has_no_diagram(name, key):
     config = copy.deepcopy(ALL[name])

@@ -1,6 +1,7 @@
 """Figures of bridges: with and without fixes, what an answer costs, and the grid of layers."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 
@@ -150,6 +151,35 @@ def test_what_an_answer_costs_is_told_by_method_and_void_is_no_zero(launch, metr
         ("eight", 2, "000000000000 000000000001")
     }
     assert "over seeds" in found.about
+
+
+def test_bars_of_a_busy_machine_do_not_press_the_points_together(launch, metric):
+    """Drawn from a real run of two seeds, times went from -10 s to 12 s about points at 0.1 s."""
+    pytest.importorskip("matplotlib")
+    for seed, slower in ((1, 1.0), (2, 4.0)):
+        found = costs(metric)
+        first = found["bridged_ttft_s"]
+        found["bridged_ttft_s"] = replace(first, value=first.value * slower)
+        launch.run("eight", seed, found, config=FIXED)
+    read = sheet(launch, "inference")
+    slowest = max(row["value"] for row in read.rows if row["quantity"] == "ttft_s")
+    canvas = inference.FIGURES[0].plot(read.rows, "")
+
+    low, high = canvas.axes[0].get_xlim()
+    assert low == 0 and 1e3 * slowest < high <= 2.2e3 * slowest
+    assert "cut off" in read.about
+
+
+def test_numbers_on_a_map_of_equal_values_can_be_read(launch, metric):
+    """Black letters stood on the darkest blue."""
+    pytest.importorskip("matplotlib")
+    for source in (0, 16):
+        for target in (0, 16):
+            config = changed(source__layer=source, teacher={"layer": target})
+            launch.run(f"s{source}_t{target}", 1, {"context_recovered": metric(0.5)}, config=config)
+    canvas = layer_grid.FIGURES[0].plot(sheet(launch, "layer_grid").rows, "")
+
+    assert {text.get_color() for text in canvas.axes[0].texts} == {"white"}
 
 
 def test_the_grid_has_each_cell_at_its_two_layers_and_passthrough_beside_them(launch, metric):

@@ -242,6 +242,13 @@ def test_what_is_no_other_side_is_refused(cells, second, why):
         compare([f"{cells.path}:old", f"{cells.path}{second}"])
 
 
+def test_a_damaged_plan_is_named(cells):
+    (cells.path / "plan.json").write_text('["runs"]')
+    for text in (str(cells.path), f"{cells.path}:old", str(cells.path / "old-s1")):
+        with pytest.raises(DamageError, match=r"plan\.json: a JSON object is needed, not a list"):
+            compare([text, text])
+
+
 def test_a_baseline_has_a_row_for_every_metric_that_any_side_is_compared_by(cells, metric):
     for seed in (1, 2, 3):
         cells.run("odd", seed, {ACCURACY: metric(seed / 4, n=4), "bridged_nll": metric(0.5 + seed, n=8)})

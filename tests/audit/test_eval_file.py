@@ -83,3 +83,57 @@ def test_memory_does_not_grow_with_what_is_compressed(file):
 
     assert audit.gold_match == 100
     assert peak < 3 * 2**20
+
+
+def test_a_link_to_nothing_costs_its_own_file_and_no_other(tmp_path, capsys):
+    write(tmp_path / "eval_samples_step_250.jsonl", [record(0), record(1, "9")])
+    lost = tmp_path / "eval_samples_step_final.jsonl"
+    lost.symlink_to(tmp_path / "gone")
+
+    code = main([str(tmp_path)])
+
+    printed = capsys.readouterr().out
+    assert "step_250.jsonl -> total=2 invalid=0 gold_match=1\n" in printed
+    assert f"{lost} -> unread\n    ! cannot be read (No such file or directory); mend the link" in printed
+    assert "n differs" not in printed and "fewer" not in printed
+    assert code == 1
+
+
+@pytest.mark.parametrize("stored", [7, 7.0])
+def test_an_answer_stored_as_a_number_is_compared_as_text(file, stored):
+    answer = {"gold_extracted": "7", "bridged_full": "#### 7", "bridged_extracted": stored}
+
+    audit = audit_file(write(file, [record(0), record(1) | answer]))
+
+    assert (audit.total, audit.invalid, audit.gold_match) == (2, 0, 2)
+    assert audit.problems == ["1 record with answers stored as numbers, compared as text: line 2"]
+
+
+def test_an_answer_of_nan_is_none(file):
+    audit = audit_file(write(file, [record(0), record(1) | {"bridged_extracted": float("nan")}]))
+
+    assert (audit.total, audit.invalid, audit.gold_match) == (2, 1, 1)
+
+
+def test_a_record_without_a_gold_answer_is_named(file):
+    audit = audit_file(write(file, [record(0), record(1) | {"gold_extracted": None}, record(2)]))
+
+    assert audit.problems == ["1 record without a gold answer, never right: line 2"]
+    assert audit.accuracy.value == pytest.approx(2 / 3)
+
+
+def test_accuracies_of_a_file_without_any_gold_answer_are_void_and_never_zero(file):
+    audit = audit_file(write(file, [record(i) | {"gold_extracted": "[invalid]"} for i in range(3)]))
+
+    found = audit.as_record()
+    assert audit.accuracy.void == "no record holds a gold answer"
+    assert (found["total"], found["gold_match"]) == (3, 0)
+    assert found["accuracy"] is None and found["source_accuracy"] is None
+
+
+def test_records_of_another_evaluation_than_the_name_says_are_named(file):
+    steps = ("250", 250, "500", "500")
+
+    audit = audit_file(write(file, [record(i) | {"eval_step": step} for i, step in enumerate(steps)]))
+
+    assert audit.problems == ["2 records of evaluation '500', in a file of '250'"]

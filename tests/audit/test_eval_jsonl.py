@@ -1,5 +1,7 @@
 import csv
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,8 +109,8 @@ def test_a_truncated_last_line_and_a_broken_one_are_named_and_not_counted(file):
     assert audit.total == 3
     assert audit.malformed == [3, 6, 7]
     assert audit.problems[:2] == [
-        "2 lines not a JSON record: 3, 6",
-        "line 7 is cut off: the file ends inside it",
+        "2 lines not a JSON record: 3, 6; copy the file again from where it was written",
+        "line 7 is cut off: the file ends inside it; copy the file again from where it was written",
     ]
 
 
@@ -302,7 +304,7 @@ def test_a_shorter_file_than_its_neighbours_is_named(tmp_path, capsys):
 
 
 def test_a_file_with_the_bytes_of_an_earlier_one_names_it_across_runs_and_paths(tmp_path, capsys):
-    names = ["a/eval_samples_step_0.jsonl", "b/eval_samples_step_0.jsonl", "c/eval_samples_step_final.jsonl"]
+    names = [f"{run}/eval_samples_step_0.jsonl" for run in "abc"]
     first, other, third = (tmp_path / name for name in names)
     for path, answer in ((first, "5"), (other, "6"), (third, "5")):
         write(path, [record(0), record(1, answer)])
@@ -418,3 +420,24 @@ def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
 
     assert done.stdout.splitlines()[-1] == "0"
     assert done.stderr == ""
+
+
+def test_a_folder_that_may_not_be_listed_is_a_finding_and_costs_no_other(tmp_path, capsys, monkeypatch):
+    closed = tmp_path / "closed"
+    write(tmp_path / "a" / "eval_samples_step_final.jsonl", [record(0)])
+    closed.mkdir()
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.fspath(path) == str(closed):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+
+    code = main([str(tmp_path)])
+
+    printed = capsys.readouterr().out
+    assert code == 1
+    assert "total=1 invalid=0 gold_match=1" in printed
+    assert f"{closed} -> unread" in printed

@@ -77,7 +77,9 @@ def test_a_name_that_no_figure_has_is_refused_with_those_that_are_known(mixtures
 
 def test_a_figure_that_was_asked_for_and_has_no_data_is_named(mixtures, capsys):
     assert run(mixtures, "--only", "overlay", "--only", "capacity", "--format", "png") == 1
-    assert capsys.readouterr().err == f"{mixtures.name} has no results for capacity\n"
+    assert capsys.readouterr().err == (
+        f"{mixtures.name} has no results for capacity: it needs runs of the job capacity\n"
+    )
 
 
 def test_at_column_width_panels_are_stacked_and_the_data_is_the_same(mixtures, tmp_path):
@@ -116,3 +118,28 @@ def test_figures_whose_panels_tell_something_by_their_place_stay_as_wide_as_a_pa
         assert new_figure("", PAGE_IN, 3.0, stacks=False).get_figwidth() == PAGE_IN
         assert new_figure("", PAGE_IN, 3.0).get_figwidth() == NARROW_IN
     assert new_figure("", PAGE_IN, 3.0).get_figwidth() == PAGE_IN
+
+
+@pytest.mark.parametrize(
+    ("name", "needed"),
+    [("inference", "eval.inference_examples above 0"), ("layer_grid", "source.layer and teacher.layer")],
+)
+def test_a_figure_without_results_says_which_it_needs(mixtures, tmp_path, capsys, name, needed):
+    """None of the archives that ship has any for these two, and nothing said why."""
+    assert run(mixtures, "--only", name, "--out", tmp_path / "here") == 1
+
+    assert needed in capsys.readouterr().err and not (tmp_path / "here").exists()
+
+
+def test_what_is_missing_is_told_by_cell(launch, metric, tmp_path, capsys):
+    costs = {"kv_saved_mib": metric(0.75), "bridged_ttft_s": metric(0.25)}
+    launch.run("timed", 3, costs)
+    launch.run("timed", 4, {}, state="FAILED")
+
+    assert run(launch.path, "--only", "inference", "--out", tmp_path / "here") == 1
+
+    assert "; timed: " in capsys.readouterr().err
+
+
+def test_every_figure_says_what_it_needs():
+    assert all(len(figure.needs) > 10 for figure in figures.FIGURES)

@@ -17,9 +17,8 @@ from latentbridge.audit.ablations import read_launch
 from latentbridge.audit.figures import curves, draw
 from latentbridge.audit.page import inline, page, polyline, write_page
 from latentbridge.audit.table import COMPARISONS, blocks, notes
-from latentbridge.launch.archive import hash_file
 from latentbridge.launch.cli import main
-from latentbridge.rundir import append_jsonl, read_jsonl
+from latentbridge.rundir import append_jsonl, hash_file, read_jsonl
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # what a browser made of the page, told by the page itself

@@ -179,4 +179,35 @@ def test_a_result_file_that_cannot_be_read_is_named(tmp_path, text):
     found = read_seed_folder(tmp_path)
 
     assert (found.runs, found.layout) == ([], "unknown")
-    assert found.unread[0].startswith("metrics.json: ")
+    assert found.unread[0].startswith("metrics.json:")
+
+
+def test_a_folder_of_answers_alone_is_a_run_that_is_counted(tmp_path):
+    for name, label in (("whole", "final"), ("cut", "250")):
+        (tmp_path / name).mkdir()
+        answers(tmp_path / name / f"eval_samples_step_{label}.jsonl", ("9", "9"), ("4", "5"))
+
+    cut, whole = read_seed_folder(tmp_path).runs
+
+    assert (whole.name, whole.is_finished, whole.metrics["bridged_accuracy"].value) == ("whole", True, 0.5)
+    assert (cut.is_finished, cut.why) == (False, "it has no log, and answers without the final ones")
+    last = "eval_samples_step_250.jsonl is the last"
+    assert cut.metrics["bridged_accuracy"].void == f"no final evaluation; {last}"
+
+
+def test_answers_that_are_empty_or_linked_to_nothing_are_named(nested):
+    (nested / "eval_samples_step_250.jsonl").write_text("")
+    (nested / "eval_samples_step_500.jsonl").symlink_to("gone")
+
+    found = read_seed_folder(nested)
+
+    assert found.unread[0] == "eval_samples_step_250.jsonl: no record in this file"
+    assert found.unread[1].startswith("eval_samples_step_500.jsonl: cannot be read (No such file")
+
+
+def test_a_log_of_several_runs_is_of_no_finished_one(nested):
+    (nested / "train.log").write_text((LOG + FINAL) * 2)
+
+    run, _ = run_of(nested)
+
+    assert (run.is_finished, run.why) == (False, "steps start again within the log")

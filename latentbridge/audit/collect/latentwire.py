@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from latentbridge.audit.collect.rows import Row, fingerprint, read_object, read_text
+from latentbridge.audit.collect.files import AGAIN, read_log, read_object
+from latentbridge.audit.collect.rows import SEVERAL_RUNS, Row, fingerprint, goes_back, whole
 from latentbridge.errors import DamageError
 from latentbridge.metric import proportion
+from latentbridge.rundir import find_stored
+from latentbridge.stamps import unstamped
 
-_STAMP = re.compile(r'_?"?\d{8}_\d{6}"?$')
-_CONFIG = re.compile(r"^==== Config ====\n((?:\w+:.*\n)+)", re.MULTILINE)
+# up to the next heading, since other ranks print in between; of a log that ends before it, what is whole
+_CONFIG = re.compile(r"^==== Config ====\n((?:(?!====).*\n)*?(?=====)|(?:\w+:.*\n)+)", re.MULTILINE)
+_SETTING = re.compile(r"^(\w+):(.*)$", re.MULTILINE)
 _LOSS = re.compile(
     r"^Step (\d+)/\d+ \| Loss \(avg over last \d+\): (-?\d+\.\d{4}|nan|inf)"
     r"(?: \| TokenAlign: (-?\d+\.\d{4}|nan|inf))?",
     re.MULTILINE,
 )
-_ACCURACIES = (
-    r"(?:Source-alone acc: (\d\.\d{3}) \| )?Target-alone acc: (\d\.\d{3}) \| Bridged acc: (\d\.\d{3})"
-)
+_SHARE = r"(\d\.\d{3}|nan)"
+_ACCURACIES = rf"(?:Source-alone acc: {_SHARE} \| )?Target-alone acc: {_SHARE} \| Bridged acc: {_SHARE}"
 # anchored: prompts and generations, which may hold anything, stand in the log as they are
 _EVAL = re.compile(rf"^\[(?:Final )?Eval\](?: Step (\d+))?(?: \|)? {_ACCURACIES}", re.MULTILINE)
 _NO_SAMPLES = re.compile(r"^\[Eval\] No sample outputs to save for (?:step[_ ])?(\w+)", re.MULTILINE)
@@ -35,44 +38,39 @@ INERT = {
     *("dit_loss_warmup", "format_loss_weight"),
 }
 NO_RECORDS = "no record was kept: 0.000 there stands for an evaluation of nothing"
+TYPED = "no evaluation stands behind it: it was typed in"
+INVALID_IS_RIGHT = "HotpotQA's answers were never extracted: none counted as right where gold was none too"
 QUOTED = "quoted from the run's train.log"
 
 
 def cell_of(run: str) -> str:
     """A run folder's name without its stamp."""
-    return _STAMP.sub("", run.rsplit("/", 1)[-1])
+    return unstamped(run.rsplit("/", 1)[-1])
 
 
 def read_train_log(path: Path, row: Row) -> Iterator[Row]:
-    """Losses and accuracies as logged, to 4 and 3 decimals; intervals are Wilson's, from the logged n."""
-    text = read_text(path)
+    """Losses and accuracies as logged, to 4 and 3 decimals; intervals are Wilson's, from the logged n.
+
+    Several runs may have been appended to one log: then nothing in it is a number of this one.
+    """
+    text = read_log(path)
     block = _CONFIG.search(text)
     losses, evals = list(_LOSS.finditer(text)), list(_EVAL.finditer(text))
     if not (block or losses or evals):
-        raise DamageError(f"{path}: named like a training log, but holds no config, no step, no evaluation")
-    config = _settings(block[1]) if block else {}
-    seed = config.get("seed", "")
+        raise DamageError(f"{path}: no config, no step and no evaluation, so no training log; {AGAIN}")
+    config = {key: value.strip() for key, value in _SETTING.findall(block[1])} if block else {}
     row = replace(
         row,
         layout="latentwire",
         cell=cell_of(row.run),
-        seed=int(seed) if seed.isdecimal() else None,
+        seed=whole(config["seed"]) if config.get("seed", "").isdecimal() else None,
         config=fingerprint(effective(config)) if block else None,
     )
-    for found in losses:
-        here = row.at(found[1], int(found[1]))
-        yield here.having("train_loss", found[2])
-        if found[3]:
-            yield here.having("token_alignment", found[3])
-    sharded = _SHARDED.search(text)
-    told = sharded[1] if sharded else config.get("eval_samples", "")
-    kept_none = set(_NO_SAMPLES.findall(text))
-    skipped = config.get("skip_source_baseline") == "True"
-    for found in evals:
-        label = found[1] or "final"
-        here = row.at(label, int(found[1]) if found[1] else None)
-        gone = NO_RECORDS if skipped or label in kept_none else ""
-        yield from _accuracies(here, found.groups()[1:], int(told) if told.isdecimal() else None, gone)
+    rows = [*_losses(row, losses), *_evaluations(row, text, evals, config)]
+    if _holds_several(losses, evals):
+        yield from (replace(here.lacking(here.metric, SEVERAL_RUNS), config=None) for here in rows)
+        return
+    yield from rows
     if not evals or evals[-1][1]:
         last = max((int(found[1]) for found in losses), default=0)
         yield row.at("final").lacking(
@@ -80,15 +78,43 @@ def read_train_log(path: Path, row: Row) -> Iterator[Row]:
         )
 
 
-def _settings(block: str) -> dict[str, str]:
-    parts = (line.partition(":") for line in block.splitlines())
-    return {key: value.strip() for key, _, value in parts}
+def _holds_several(losses: Sequence[re.Match[str]], evals: Sequence[re.Match[str]]) -> bool:
+    """Whether updates or evaluations start again, or go on after the final one."""
+    labels = [found[1] for found in evals]
+    goes_on = None in labels[:-1]
+    return (
+        goes_on
+        or goes_back(int(found[1]) for found in losses)
+        or goes_back(int(label) for label in labels if label is not None)
+    )
+
+
+def _losses(row: Row, losses: Sequence[re.Match[str]]) -> Iterator[Row]:
+    for found in losses:
+        here = row.at_step(found[1])
+        yield here.having("train_loss", found[2])
+        if found[3]:
+            yield here.having("token_alignment", found[3])
+
+
+def _evaluations(
+    row: Row, text: str, evals: Sequence[re.Match[str]], config: dict[str, str]
+) -> Iterator[Row]:
+    sharded = _SHARDED.search(text)
+    told = sharded[1] if sharded else config.get("eval_samples", "")
+    kept_none = set(_NO_SAMPLES.findall(text))
+    skipped = config.get("skip_source_baseline") == "True"
+    unscored = INVALID_IS_RIGHT if config.get("dataset") == "hotpotqa" else ""
+    for found in evals:
+        here = row.at_step(found[1]) if found[1] else row.at("final")
+        gone = NO_RECORDS if skipped or here.label in kept_none else unscored
+        yield from _accuracies(here, found.groups()[1:], int(told) if told.isdecimal() else None, gone)
 
 
 def effective(config: dict[str, str]) -> dict[str, str]:
     """The settings that change what is computed: no names, nothing that is without effect."""
     left_out = NAMES | INERT
-    if float(config.get("decode_loss_weight", "1") or 1) == 0:
+    if config.get("decode_loss_weight") in ("0", "0.0"):
         left_out |= {key for key in config if key.startswith("decode_")}
     return {key: value for key, value in config.items() if key not in left_out}
 
@@ -109,7 +135,7 @@ def read_summary_log(path: Path, row: Row) -> Iterator[Row]:
 
     The table at the end of a suite's is not read: its baseline row was typed in.
     """
-    text = read_text(path)
+    text = read_log(path)
     row = replace(row, layout="latentwire", cell=cell_of(row.run))
     blocks = re.split(r"^Experiment: *(?=\S+$)", text, flags=re.MULTILINE)
     for block in blocks[1:]:
@@ -129,17 +155,19 @@ def read_summary_log(path: Path, row: Row) -> Iterator[Row]:
 
 def read_ablations(path: Path, row: Row) -> Iterator[Row]:
     """ablation_results.json: what its analyser took for missing, 0, is void here."""
-    for name, found in read_object(path).items():
+    experiments = read_object(path)
+    ran = {name for name in experiments if find_stored(path.parent / name / "train.log")}
+    for name, found in experiments.items():
         here = replace(row, layout="latentwire", run=f"{row.run}/{name}", cell=name)
         if not isinstance(found, dict) or not isinstance(found.get("evals"), list):
             raise DamageError(f"{path}: {name} has no list of evals")
         evals: list[dict[str, Any]] = found["evals"]
+        typed = TYPED if not evals or (ran and name not in ran) else ""
         for record in evals:
-            at = here.at(str(record.get("step")), record.get("step"))
+            at = here.at_step(record.get("step"))
             for metric, key in zip(METRICS, ("source", "target", "bridged"), strict=True):
                 if key in record:
-                    yield at.having(metric, record[key], QUOTED)
-        typed = "" if evals else "no evaluation stands behind it: it was typed in"
+                    yield at.having(metric, record[key], QUOTED, gone=typed)
         for metric, key in zip(METRICS, ("final_source", "final_target", "final_bridged"), strict=True):
             if key in found:
                 absent = not found[key] and not found.get("final_target")

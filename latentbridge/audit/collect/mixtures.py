@@ -1,23 +1,24 @@
-"""The files of the two published benches of mixtures and of the layer routing study."""
+"""The files of the published bench of mixtures and of the published temperature study."""
 
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from latentbridge.audit.collect.rows import Row, fingerprint, numbered, read_object
+from latentbridge.audit.collect.files import AGAIN, at_line, read_object, read_records, read_text
+from latentbridge.audit.collect.layer_routing import WITH_BALANCE
+from latentbridge.audit.collect.rows import SEVERAL_RUNS, Row, fingerprint, goes_back, numbered, whole
 from latentbridge.errors import DamageError
-from latentbridge.rundir import read_json, read_jsonl
+from latentbridge.rundir import find_stored
 
 # perplexity is exp(min(loss, 20)) there
 CAP = math.exp(20) * (1 - 1e-9)
-SEVERAL_RUNS = "the log holds several runs, which nothing tells apart"
 HISTORY = {
     "train_losses": "train_loss",
     "val_losses": "val_loss",
@@ -32,6 +33,12 @@ HISTORY = {
 }
 # a share of at least 1/2 and an entropy of noisy softmaxes: exactly 0 at every evaluation was never recorded
 NEVER_ZERO = ("routing_entropies", "selection_confidences")
+# labels that nobody shifted leave training 1e-5 of what validation has
+COPIED_SHARE = 0.01
+UNLIKE = (
+    "validation loss ends above its first value, training loss below 1 % of it: they do not score one task, "
+    "or the text was learnt by heart"
+)
 NOT_RECORDED = "0.0 at every evaluation: it was never recorded"
 
 # what a run was told: of these a table's cells and a log's records are no measurements
@@ -42,80 +49,80 @@ SETTINGS = {
 TABLES = ({"run", "router"}, {"run", "router_arch", "strategy"}, {"variant", "step"})
 # as our own runs are called
 _SEED = re.compile(r"-s(\d+)$")
+NO_GATES = "this router has no gates: 0 and 1 stand for none"
 RATE = "published rates are of all updates between two evaluations, over the time of one"
-WITH_BALANCE = "holds the balance loss: no language loss"
 
 
 def read_metrics(path: Path, row: Row) -> Iterator[Row]:
     """metrics.json of the temperature study: a history by evaluation, final metrics, routing."""
-    found = read_object(path, "experiment_name", "final_metrics", "history", "config")
+    found = read_object(path)
+    if not {"history", "final_metrics"} & found.keys():
+        raise DamageError(f"{path}: neither history nor final_metrics, so none of a study; {AGAIN}")
     asked = {key: found.get(key) for key in ("temperature", "temperature_schedule", "config")}
-    row = replace(row, layout="blueberry", cell=found["experiment_name"], config=fingerprint(asked))
-    history: dict[str, list[Any]] = found["history"]
-    steps = history.get("steps", [])
-    for key, metric in HISTORY.items():
-        values = history.get(key, [])
-        if len(values) not in (0, len(steps)):
-            raise DamageError(f"{path}: {len(values)} {key} for {len(steps)} steps")
-        gone = NOT_RECORDED if key in NEVER_ZERO and not any(values) else ""
-        for step, value in zip(steps, values, strict=False):
-            yield _capped(row.at(str(step), step), metric, value, gone)
-    for step, shares in zip(steps, history.get("expert_utilizations", []), strict=False):
-        here = row.at(str(step), step)
-        yield from (here.having(name, value) for name, value in numbered("expert_utilization", shares))
+    name = found.get("experiment_name") or path.parent.name
+    # one that does not tell its settings is no twin of another such
+    row = replace(row, layout="blueberry", cell=name, config=fingerprint(asked) if asked["config"] else None)
+    history = found.get("history") or {}
+    yield from (replace(made, flags=_copies(history)) for made in _history(row, history))
     final, routing = row.at("final"), found.get("routing_stats") or {}
-    for metric, value in found["final_metrics"].items():
+    for metric, value in (found.get("final_metrics") or {"val_loss": None}).items():
         yield _capped(final, metric, value)
     for key in ("avg_entropy", "avg_confidence"):
         if key in routing:
             yield final.having(key, routing[key], gone="" if routing[key] else NOT_RECORDED)
 
 
+def _history(row: Row, history: dict[str, list[Any]]) -> Iterator[Row]:
+    steps = history.get("steps") or []
+    if not steps:
+        yield row.at("history").lacking("val_loss", "the file holds no history")
+    for key, metric in HISTORY.items():
+        values = history.get(key) or []
+        if values and len(values) != len(steps):
+            yield row.at("history").lacking(metric, f"{len(values)} {key} for {len(steps)} steps")
+            continue
+        gone = NOT_RECORDED if key in NEVER_ZERO and not any(values) else ""
+        for step, value in zip(steps, values, strict=False):
+            yield _capped(row.at_step(step), metric, value, gone)
+    for step, shares in zip(steps, history.get("expert_utilizations") or [], strict=False):
+        here = row.at_step(step)
+        yield from (here.having(name, value) for name, value in numbered("expert_utilization", shares))
+
+
+def _copies(history: dict[str, list[Any]]) -> tuple[str, ...]:
+    """Whether training scored another task than validation does, as labels that nobody shifted make it."""
+    (train, val) = (
+        [float(value) for value in history.get(key) or [] if value is not None]
+        for key in ("train_losses", "val_losses")
+    )
+    if not train or not val or train[-1] > COPIED_SHARE * val[-1] or val[-1] <= val[0]:
+        return ()
+    return (UNLIKE,)
+
+
 def _capped(row: Row, metric: str, value: Any, gone: str = "") -> Row:
-    if metric.endswith("perplexity") and isinstance(value, float) and value >= CAP:
-        gone = "capped at exp(20): no perplexity"
-    return row.having(metric, value, gone=gone)
+    made = row.having(metric, value, gone=gone)
+    if metric.endswith("perplexity") and made.value is not None and made.value >= CAP:
+        return row.lacking(metric, "capped at exp(20): no perplexity")
+    return made
 
 
-def read_training_results(path: Path, row: Row) -> Iterator[Row]:
-    """training_results.json of the layer routing study, with val_history.json where that lies beside it."""
-    found = read_object(path, "config", "results")
-    config, results = found["config"], found["results"]
-    name = found.get("config_name") or found.get("experiment")
-    row = replace(row, layout="blueberry", cell=name, config=fingerprint(config))
-    is_dynamic = bool(config.get("use_dynamic_routing"))
-    flags = (WITH_BALANCE,) if is_dynamic and config.get("load_balance_alpha") else ()
-    for metric, value in results.items():
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                yield row.at("final").having(key, inner)
-        else:
-            label = "best" if metric.startswith("best") else "final"
-            yield row.at(label).having(metric, value, *(flags if "loss" in metric else ()))
-    beside = path.with_name("val_history.json")
-    for record in read_json(beside) if beside.exists() else []:
-        here = replace(
-            row.at(str(record.get("step")), record.get("step")), source=f"{row.source}, {beside.name}"
-        )
-        for key, value in record.items():
-            if key != "step":
-                metric = f"val_{key}" if key in ("loss", "accuracy", "perplexity") else key
-                yield here.having(metric, value, *(flags if key in ("loss", "perplexity") else ()))
-
-
-def read_summary_csv(path: Path, row: Row) -> Iterator[Row]:
+def read_summary_csv(path: Path, row: Row) -> Iterator[Row | DamageError]:
     """*_summary.csv: routers, router networks or adapters; an empty cell is void."""
-    with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file)
-        columns = set(reader.fieldnames or ())
-        if not any(known <= columns for known in TABLES):
-            raise DamageError(
-                f"{path}: its columns are {', '.join(sorted(columns)) or 'none'}; none of a bench"
-            )
-        for line, record in enumerate(reader, start=2):
+    reader = csv.DictReader(io.StringIO(read_text(path)))
+    columns = set(reader.fieldnames or ())
+    if not any(known <= columns for known in TABLES):
+        raise DamageError(
+            f"{path}:1: its columns are {', '.join(sorted(columns)) or 'none'}; none of a bench. Take it out "
+            "of the folder, or name them as a bench does, with commas between"
+        )
+    for line, record in enumerate(reader, start=2):
+        try:
             if None in record or None in record.values():
-                raise DamageError(f"{path}:{line}: not as many cells as columns")
-            yield from _record(record, row)
+                raise DamageError("not as many cells as columns")
+            yield from list(_record(record, row))
+        except DamageError as error:
+            yield at_line(path, line, error)
 
 
 def _record(record: dict[str, str], row: Row) -> Iterator[Row]:
@@ -138,41 +145,64 @@ def _record(record: dict[str, str], row: Row) -> Iterator[Row]:
         word, _, rest = key.partition("_")
         if word in ("best", "final"):
             at = record.get("best_step", "") if word == "best" else ""
-            here = row.at(word, int(float(at)) if at else None)
+            here = row.at(word, whole(at) if at else None)
         else:
             here, rest = row.at("final" if step == "eval" else step or "run"), key
-            here = replace(here, step=int(step) if step.isdecimal() else None)
+            here = replace(here, step=whole(step) if step.isdecimal() else None)
         flags = (*_rate(key), *((WITH_BALANCE,) if key == "eval_loss" else ()))
-        yield here.having(rest, value, *flags)
+        yield here.having(rest, value, *flags, gone=_gateless(key, value, row.cell))
+
+
+def _gateless(key: str, value: Any, strategy: str | None) -> str:
+    """Why a number of gates is none: these routers have no gates there, and the bench writes 0 or 1."""
+    stands_for_none = {"gate_entropy": 0, "mean_gate_entropy": 0, "mean_topk_prob": 1}.get(key)
+    has_none = str(strategy).replace("-", "_") in ("top1", "topk_hard")
+    is_written = value not in (None, "") and whole(value) == stands_for_none
+    return NO_GATES if has_none and is_written else ""
 
 
 def _rate(key: str) -> tuple[str, ...]:
     return (RATE,) if "tokens_per_s" in key or "tflops" in key else ()
 
 
-def read_train_log(path: Path, row: Row) -> Iterator[Row]:
+def read_train_log(path: Path, row: Row) -> Iterator[Row | DamageError]:
     """train_log.jsonl of a run, with its settings where hparams.json lies beside it.
 
     Several runs may have been appended to one log: then nothing in it is a number of this one.
     """
     beside = path.with_name("hparams.json")
-    asked = read_object(beside) if beside.exists() else {}
+    asked = read_object(beside) if find_stored(beside) else {}
     settings = {key: value for key, value in asked.items() if key not in ("outdir", "num_workers")}
     row = replace(
         row,
         layout="moe-routing-bench",
         cell=asked.get("strategy"),
-        seed=asked.get("seed"),
+        seed=whole(asked.get("seed")),
         config=fingerprint(settings) if asked else None,
     )
-    records = list(read_jsonl(path))
-    if not all("step" in record for record in records):
-        raise DamageError(f"{path}: a record without a step")
-    if not records:
+    evaluations: list[list[Row]] = []
+    line = 0
+    for line, record in read_records(path):
+        try:
+            evaluations.append(_evaluation(record, row))
+        except DamageError as error:
+            yield at_line(path, line, error)
+    if not line:
         yield row.at("final").lacking("val_loss", "the log holds no record")
-    starts_again = any(later["step"] <= earlier["step"] for earlier, later in pairwise(records))
-    for record in records:
-        here = row.at(str(record["step"]), record["step"])
-        for key, value in record.items():
-            if key not in SETTINGS:
-                yield here.having(key, value, *_rate(key), gone=SEVERAL_RUNS if starts_again else "")
+    is_several = goes_back(found[0].step or 0 for found in evaluations if found)
+    for found in evaluations:
+        yield from (here.lacking(here.metric, SEVERAL_RUNS) for here in found) if is_several else found
+
+
+def _evaluation(record: dict[str, Any] | DamageError, row: Row) -> list[Row]:
+    if isinstance(record, DamageError):
+        raise record
+    if "step" not in record:
+        raise DamageError("a record without a step")
+    here = row.at_step(record["step"])
+    strategy = record.get("strategy")
+    return [
+        here.having(key, value, *_rate(key), gone=_gateless(key, value, strategy))
+        for key, value in record.items()
+        if key not in SETTINGS
+    ]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import pairwise
 from typing import Any
 
 from latentbridge.errors import DamageError
 from latentbridge.metric import Metric, void
-from latentbridge.rundir import read_json
+
+SEVERAL_RUNS = "the log holds several runs, which nothing tells apart"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,20 +44,25 @@ class Row:
             # some writers make every number a float
             is_whole = type(found) is int or (isinstance(found, float) and found.is_integer())
             if not (found is None or (is_whole and abs(found) < 2**63)):
-                raise DamageError(f"{self.source}: {name} is {found!r}; an integer is needed")
+                raise DamageError(f"{name} is {found!r}; an integer is needed")
         for name in ("value", "low", "high"):
             found = getattr(self, name)
             if found is not None and type(found) not in (int, float):
-                raise DamageError(f"{self.source}: {name} of {self.metric} is {found!r}; a number is needed")
+                raise DamageError(f"{name} of {self.metric} is {found!r}; a number is needed")
 
     def at(self, label: str, step: int | None = None) -> Row:
         """The same run, at another evaluation."""
         return replace(self, label=label, step=step)
 
+    def at_step(self, step: Any) -> Row:
+        """The same run, at the evaluation of an update as a file names it."""
+        number = whole(step)
+        return self.at(str(number), number)
+
     def having(self, metric: str, value: Any, *flags: str, gone: str = "") -> Row:
         """The same evaluation with a value as a file holds it; gone: why that value means nothing."""
         empty = value is None or value == ""
-        number = None if empty else _number(value, f"{self.source}: {metric}")
+        number = None if empty else _number(value, metric)
         reason = gone or ("empty in the file" if number is None else "")
         if not reason and number is not None and not math.isfinite(number):
             reason = f"not finite ({number})"
@@ -80,27 +86,23 @@ def _number(value: Any, where: str) -> float:
         raise DamageError(f"{where} is {value!r}; a number is needed") from None
 
 
+def whole(value: Any) -> Any:
+    """An integer that was written as text or as a float; anything else as it is, which a row refuses."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return value
+    return value if type(value) is int or not number.is_integer() else int(number)
+
+
+def goes_back(steps: Iterable[int]) -> bool:
+    """Whether updates, as a log names them, go back somewhere: another run was appended."""
+    return any(later <= earlier for earlier, later in pairwise(steps))
+
+
 def fingerprint(config: Mapping[str, Any]) -> str:
     """Twelve hex digits, equal for equal settings."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def read_object(path: Path, *keys: str) -> dict[str, Any]:
-    """A JSON object that holds these keys; DamageError names what it lacks."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise DamageError(f"{path}: a JSON object is needed, not a {type(found).__name__}")
-    if lacking := [key for key in keys if key not in found]:
-        raise DamageError(f"{path}: the key {', '.join(lacking)} is missing")
-    return found
-
-
-def read_text(path: Path) -> str:
-    """A log's text; progress bars' carriage returns end lines too, and bytes that are no text are marked."""
-    text = path.read_bytes().decode(errors="replace").replace("\r", "\n")
-    if not text.strip("\n\0 "):
-        raise DamageError(f"{path}: empty")
-    return text
 
 
 def numbered(name: str, values: Any) -> Iterator[tuple[str, Any]]:

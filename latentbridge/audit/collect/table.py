@@ -2,44 +2,65 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from latentbridge.audit.collect import latentwire, mixtures, ours
+from latentbridge.audit.collect import benches, latentwire, layer_routing, mixtures, ours
+from latentbridge.audit.collect.files import AGAIN
 from latentbridge.audit.collect.rows import Row
-from latentbridge.audit.eval_checks import counted
-from latentbridge.errors import LatentbridgeError
-from latentbridge.rundir import find_stored, open_stored
+from latentbridge.audit.eval_checks import counted, shorten
+from latentbridge.audit.eval_jsonl import find_eval_files
+from latentbridge.errors import ConfigError, DamageError, LatentbridgeError
+from latentbridge.rundir import PACKED, find_stored, hash_stored
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Reader = Callable[[Path, Row], Iterator[Row]]
+# what is wrong with one line costs that line; raised, it costs the file
+Reader = Callable[[Path, Row], Iterator[Row | DamageError]]
 READERS: dict[str, Reader] = {
     "train.log": latentwire.read_train_log,
     "summary.log": latentwire.read_summary_log,
     "ablation_results.json": latentwire.read_ablations,
     "metrics.json": mixtures.read_metrics,
-    "training_results.json": mixtures.read_training_results,
+    "training_results.json": layer_routing.read_training_results,
+    "train_history.json": layer_routing.read_train_history,
+    "val_history.json": layer_routing.read_val_history,
     "*_summary.csv": mixtures.read_summary_csv,
     "train_log.jsonl": mixtures.read_train_log,
+    "*capacity*.jsonl": benches.read_bench,
+    "*pack*.jsonl": benches.read_bench,
+    "*moe_layer*.jsonl": benches.read_bench,
 }
+# what may hold results; of those, what a reader takes from beside its own file, and answers, which
+# `summarize_eval_jsonl` counts
+RESULTS = ("*.json", "*.jsonl", "*.csv", "*.log", "*.gz")
+READ_ELSEWHERE = ("hparams.json", "eval_samples_step_*")
+MOST_NAMED = 5
 # of a launch of ours: its code, and what is made from its runs' own files
 LAUNCH_PARTS = ("code", "cache", "figures", "ledger")
+
+# flags of what is not independent, which are shown by run
+TWIN = "identical"
+MOST_REASONS = 8
 
 
 @dataclass
 class Collection:
-    """What a folder holds; `unreadable` names files that look known and could not be read, and why."""
+    """What a folder holds.
+
+    unreadable: files that look known and could not be read, and why;  unknown: what nothing here reads
+    """
 
     rows: list[Row] = field(default_factory=list)
     files: int = 0
     unreadable: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
 
     def frame(self) -> pd.DataFrame:
         """The tidy table: one row per run, metric and evaluation."""
@@ -59,37 +80,64 @@ class Collection:
         for run, own in by_run.items():
             gone = sum(row.void is not None for row in own)
             yield f"{own[0].layout:18} {run}: {len(own)} rows" + (f", {gone} void" if gone else "")
-            flags = dict.fromkeys(flag for row in own for flag in row.flags if flag.startswith("identical"))
+            flags = dict.fromkeys(flag for row in own for flag in row.flags if flag.startswith(TWIN))
             yield from (f"    ! {flag}" for flag in flags)
+        yield from self._reasons()
+        if self.unknown:
+            yield f"of no kind that is read here: {shorten(self.unknown, MOST_NAMED)}"
         gone = sum(row.void is not None for row in self.rows)
         sizes = {"file": self.files, "run": len(by_run), "row": len(self.rows)}
         counts = (counted(range(size), word) for word, size in sizes.items())
         yield f"{', '.join(counts)}, {gone} void; {len(self.unreadable)} unreadable"
 
+    def _reasons(self) -> Iterator[str]:
+        """Why rows are void or may mislead, the most common reasons first, each with how many it is of."""
+        void = Counter(row.void for row in self.rows if row.void is not None)
+        flags = Counter(flag for row in self.rows for flag in row.flags if not flag.startswith(TWIN))
+        for mark, counts in (("void:", void), ("!", flags)):
+            for reason, count in counts.most_common(MOST_REASONS):
+                yield f"    {mark} {reason} ({counted(range(count), 'row')})"
+            if len(counts) > MOST_REASONS:
+                others = counted(range(len(counts) - MOST_REASONS), "other reason")
+                yield f"    {mark} {others}, in the table of --csv"
+
 
 def collect(root: Path) -> Collection:
     """Read every known file at or below `root`, in the order of names."""
     found = Collection()
-    first_file: dict[tuple[str, bytes], str] = {}
+    first_file: dict[tuple[str, str], str] = {}
     first_run: dict[tuple[str, str], str] = {}
-    for path, reader in _find(root):
+    for path, reader in _find(root, found.unreadable):
         source = str(path.relative_to(root))
+        if reader is None:
+            found.unknown.append(source)
+            continue
         folder = path.parent.relative_to(root).as_posix()
         start = Row(source=source, layout="", run=root.absolute().name if folder == "." else folder)
         try:
-            rows = list(reader(path, start))
+            read = list(reader(path, start))
             # a run that died early has no file yet, and is no copy of another such
             copy_of = (
-                first_file.setdefault((path.name, _digest(path)), source) if find_stored(path) else source
+                first_file.setdefault((path.name, hash_stored(path)), source) if find_stored(path) else source
             )
         except (LatentbridgeError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = str(error) if isinstance(error, LatentbridgeError) else repr(error)
-            found.unreadable.append(reason if str(path) in reason else f"{path}: {reason}")
+            found.unreadable.append(_named(path, error))
             continue
-        flag = () if copy_of == source else (f"identical file to {copy_of}",)
+        found.unreadable += [_named(path, item) for item in read if isinstance(item, DamageError)]
+        rows = [item for item in read if isinstance(item, Row)]
+        if read and not rows:
+            continue
+        flag = () if copy_of == source else (f"{TWIN} file to {copy_of}",)
         found.rows += [replace(row, flags=row.flags + flag + _twin(row, first_run)) for row in rows]
         found.files += 1
     return found
+
+
+def _named(path: Path, error: Exception) -> str:
+    """What is wrong with a file, with its path."""
+    if not isinstance(error, LatentbridgeError):
+        return f"{path}: not what a {path.name} holds ({error!r}); {AGAIN}"
+    return str(error) if str(path) in str(error) else f"{path}: {error}"
 
 
 def _twin(row: Row, first_run: dict[tuple[str, str], str]) -> tuple[str, ...]:
@@ -97,17 +145,19 @@ def _twin(row: Row, first_run: dict[tuple[str, str], str]) -> tuple[str, ...]:
     if row.config is None:
         return ()
     first = first_run.setdefault((row.layout, row.config), row.run)
-    return () if first == row.run else (f"identical config to {first}",)
+    return () if first == row.run else (f"{TWIN} config to {first}",)
 
 
-def _digest(path: Path) -> bytes:
-    """Of its content: a compressed file is the same as a plain one."""
-    with open_stored(find_stored(path) or path) as file:
-        return hashlib.file_digest(cast(Any, file), "sha256").digest()
+def _find(root: Path, unlisted: list[str]) -> Iterator[tuple[Path, Reader | None]]:
+    """Files and what reads them; None: nothing, though they may hold results."""
+    if not root.is_dir():
+        raise ConfigError(f"{root}: no such folder; name one that holds runs, an archive, or many")
 
+    def skip(error: OSError) -> None:
+        why = f"cannot be listed ({error.strerror}); mend its rights, or move it"
+        unlisted.append(f"{error.filename}: {why}")
 
-def _find(root: Path) -> Iterator[tuple[Path, Reader]]:
-    for name, below, names in os.walk(root, onerror=_refuse):
+    for name, below, names in os.walk(root, onerror=skip):
         folder = Path(name)
         below.sort()
         if ours.is_run(folder):
@@ -117,15 +167,26 @@ def _find(root: Path) -> Iterator[tuple[Path, Reader]]:
         if "plan.json" in names and "spec.yaml" in names:
             below[:] = [part for part in below if part not in LAUNCH_PARTS]
             continue
-        for file in sorted(names):
+        for file in sorted({name.removesuffix(PACKED) for name in names}):
             reader = _reader_of(file)
-            if reader:
+            if reader or (_is_any(file, RESULTS) and not _is_any(file, READ_ELSEWHERE)):
                 yield folder / file, reader
 
 
-def _refuse(error: OSError) -> None:
-    raise error
+def _reader_of(name: str) -> Reader | None:
+    return next((reader for pattern, reader in READERS.items() if fnmatch(name, pattern)), None)
 
 
-def _reader_of(name: str, readers: Sequence[str] = tuple(READERS)) -> Reader | None:
-    return next((READERS[pattern] for pattern in readers if fnmatch(name, pattern)), None)
+def _is_any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def published(path: Path) -> str:
+    """What else to do with a folder of a published system's results, in words; empty of any other folder."""
+    readers = {reader for _, reader in _find(path, []) if reader} if path.is_dir() else set()
+    if ours.read_run in readers or not (readers or (path.is_dir() and find_eval_files(path))):
+        return ""
+    return (
+        "it holds a published system's results: `latentbridge collect` makes a table of them, "
+        "`summarize_eval_jsonl` counts answers, `latentbridge import` archives them"
+    )

@@ -11,7 +11,7 @@ from typing import Any
 
 from latentbridge.audit.comparison.sides import Pair
 from latentbridge.audit.records import RunRecords
-from latentbridge.audit.statistics.corrections import Outcome, holm, outcome
+from latentbridge.audit.statistics.corrections import Decided, holm, outcome
 from latentbridge.audit.statistics.effects import cohens_h
 from latentbridge.audit.statistics.power import questions_for
 from latentbridge.audit.statistics.questions import mcnemar_exact, paired_bootstrap
@@ -34,7 +34,7 @@ class SeedTable:
     only_baseline: int
     neither: int
     p: float
-    outcome: Outcome = "tied"
+    outcome: Decided = "tied"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from latentbridge.audit.records import RunRecords, setting
 from latentbridge.audit.statistics.effects import cohens_d, cohens_d_z
 from latentbridge.audit.statistics.power import seeds_for
 from latentbridge.audit.statistics.seeds import seed_mean
-from latentbridge.audit.summary import Verdict
+from latentbridge.audit.verdicts import Verdict
 from latentbridge.errors import ConfigError
 from latentbridge.metric import Metric, better, void
 

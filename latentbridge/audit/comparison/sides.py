@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from latentbridge.audit.ablations import over_seeds, read_run
+from latentbridge.audit.collect.table import published
 from latentbridge.audit.eval_checks import shorten
 from latentbridge.audit.records import RunRecords, setting
 from latentbridge.audit.summary import CellRow
 from latentbridge.errors import ConfigError
-from latentbridge.rundir import RunDir, read_json
+from latentbridge.rundir import RunDir, read_object
 
 # splits of a text that metrics are of
 EVALUATED = ("validation", "test")
@@ -102,9 +103,9 @@ def _read(text: str) -> dict[str, Side]:
         return _read_folder(path, text.rstrip("/"))
     folder, _, cell = text.rpartition(":")
     if not folder or not (Path(folder) / "plan.json").exists():
-        raise ConfigError(f"{text}: no such launch or run; {FORMS}")
+        raise ConfigError(f"{text}: no such launch or run; {(folder and published(Path(folder))) or FORMS}")
     path = Path(folder).absolute()
-    plan = read_json(path / "plan.json")
+    plan = read_object(path / "plan.json", "runs")
     names = dict.fromkeys(record["cell"] for record in plan["runs"])
     if cell not in names:
         near = difflib.get_close_matches(cell, names, n=1)
@@ -115,16 +116,17 @@ def _read(text: str) -> dict[str, Side]:
 
 def _read_folder(path: Path, text: str) -> dict[str, Side]:
     if (path / "plan.json").exists():
-        plan = read_json(path / "plan.json")
+        plan = read_object(path / "plan.json", "runs")
         names = dict.fromkeys(record["cell"] for record in plan["runs"])
         return {cell: _side(f"{text}:{cell}", path, plan, cell) for cell in names}
-    plan = read_json(path.parent / "plan.json") if (path.parent / "plan.json").exists() else {}
+    plan = read_object(path.parent / "plan.json", "runs") if (path.parent / "plan.json").exists() else {}
     record = next((each for each in plan.get("runs", []) if Path(each["folder"]).name == path.name), None)
     if record is None:
         # repeated by `reproduce`, with the manifest of the original
         record = RunDir(path).read_manifest() | {"folder": path.name}
     if not record.keys() >= {"name", "cell", "seed", "id"}:
-        raise ConfigError(f"{path}: neither a launch nor a run (no plan.json, no manifest.json); {FORMS}")
+        what = "neither a launch nor a run (no plan.json, no manifest.json)"
+        raise ConfigError(f"{path}: {what}; {published(path) or FORMS}")
     return {record["cell"]: _side(text, path.parent, plan | {"runs": [record]}, record["cell"])}
 
 

@@ -9,13 +9,10 @@ from latentbridge.audit.comparison.questions import QuestionRow
 from latentbridge.audit.comparison.report import FinalAndPeak, Report, SeedRow
 from latentbridge.audit.eval_checks import counted
 from latentbridge.audit.statistics.questions import DRAWS
-from latentbridge.audit.summary import UNJUDGED
 from latentbridge.audit.table import INTERVALS, Block, wrap
-from latentbridge.metric import Metric
+from latentbridge.audit.verdicts import TIED, UNJUDGED, difference_text, p_text
 
-OVER_SEEDS = (
-    "By pairs of seeds (paired t; tied: they cannot tell; p is Holm's over this table, not the interval)"
-)
+OVER_SEEDS = f"By pairs of seeds (paired t; {TIED}; p is Holm's over this table, not the interval)"
 BY_QUESTION = (
     "By shared questions, each pair of trained models (McNemar's exact test, Holm's over this table)"
 )
@@ -80,9 +77,8 @@ def _seeds(rows: Sequence[SeedRow], short: _Names) -> Block:
     for row in rows:
         verdict = row.verdict
         names = [short(verdict.cell), verdict.outcome, short(verdict.baseline), verdict.metric]
-        p = "-" if verdict.p is None else f"{verdict.p:.3g}"
         numbers = [_number(row.d), _number(row.d_z), "-" if row.needed is None else f"{row.needed:,} seeds"]
-        shown.append([*names, p, *numbers, _or_why(verdict.difference)])
+        shown.append([*names, p_text(verdict.p), *numbers, difference_text(verdict.difference)])
     return Block(OVER_SEEDS, header, shown)
 
 
@@ -93,7 +89,7 @@ def _questions(rows: Sequence[QuestionRow], short: _Names) -> Iterator[Block]:
             table.outcome,
             short(row.baseline),
             row.metric,
-            f"{table.p:.3g}",
+            p_text(table.p),
             *map(str, (table.seed, table.both, table.only_cell, table.only_baseline, table.neither)),
         ]
         for row in rows
@@ -111,7 +107,7 @@ def _questions(rows: Sequence[QuestionRow], short: _Names) -> Iterator[Block]:
                 [
                     *(short(row.cell), short(row.baseline), row.metric, str(row.difference.n or "-")),
                     *(_number(row.h), "-" if row.needed is None else f"{row.needed:,} questions"),
-                    _or_why(row.difference),
+                    difference_text(row.difference),
                 ]
                 for row in rows
             ],
@@ -159,7 +155,3 @@ def _notes(report: Report) -> Iterator[str]:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
-
-
-def _or_why(metric: Metric) -> str:
-    return str(metric) if metric.value is not None else " ".join((metric.void or "").split())

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
+from latentbridge.audit.figures import decoders
 from latentbridge.audit.figures.boxes import Diagram
+from latentbridge.audit.figures.decoders import Config
 from latentbridge.audit.records import setting
-from latentbridge.layer_routing.config import mixer_pattern
 
-Config = dict[str, Any]
-# experts that are drawn of many: the first ones and the last
-_EXPERTS = 4
 # middles of what stands on the left and on the right, and their widths
 _LEFT, _LEFT_WIDTH, _RIGHT, _RIGHT_WIDTH = 0.3, 0.54, 0.79, 0.36
 
@@ -123,124 +120,6 @@ _BRIDGES: dict[str, Callable[[Diagram, Config], int]] = {
 }
 
 
-def _opening(made: Diagram, config: Config, x: float = 0.5, width: float = 0.94) -> None:
-    """Two levels of a decoder: what it reads, and its embeddings."""
-    text, model = config["text"], config["model"]
-    tokens = f"{text.get('name')}: {text['context']} tokens ({text.get('tokenizer')})"
-    made.box("read", 0, tokens, "data", x, width)
-    positions = {"learned": ", and learned positions", "rope": ", rotary positions"}
-    embedding = f"embedding of width {model['dim']}{positions.get(model.get('positions'), '')}"
-    made.box("embedding", 1, embedding, "trained", x, width)
-    made.arrow("read", "embedding")
-
-
-def _ending(
-    made: Diagram, config: Config, level: int, before: Sequence[str], x: float = 0.5, width: float = 0.94
-) -> None:
-    tied = ", the embedding again" if config["model"].get("tied") else ""
-    made.box("head", level, f"norm and output layer{tied}: the next token", "trained", x, width)
-    for start in before:
-        made.arrow(start, "head", always=len(before) == 1)
-
-
-def _mixture(config: Config) -> Diagram:
-    made = Diagram()
-    model, mixture = config["model"], config["mixture"]
-    router, dispatch, experts = mixture["router"], mixture.get("dispatch") or {}, mixture["num_experts"]
-    _opening(made, config)
-    made.box("attention", 2, f"causal softmax attention, {model['heads']} heads", "trained")
-    made.arrow("embedding", "attention")
-    padded = f", capacity factor {dispatch['capacity_factor']}" if dispatch.get("kind") == "padded" else ""
-    network = "" if router["strategy"] == "hash" else f", {router.get('network')}"
-    chosen = f"router {router['strategy']}{network}: {router['top_k']} of {experts} experts a token"
-    role = "data" if router["strategy"] == "hash" else "chooses"
-    made.box("router", 3, f"{chosen}; {dispatch.get('kind')}{padded}", role)
-    made.arrow("attention", "router")
-    shown = _expert_boxes(made, 4, experts)
-    made.arrow("router", *shown, always=router["top_k"] == experts)
-    inner = model.get("ffn_mult", 4) * model["dim"]
-    gated = "gated " if mixture.get("gated") else ""
-    size = f"{gated}{model.get('activation')}, {model['dim']} to {inner} to {model['dim']}"
-    made.box("sum", 5, f"weighted sum; an expert: {size}", "data")
-    for name in shown:
-        made.arrow(name, "sum", always=router["top_k"] == experts)
-    made.frame("layers", 2, 5, f"{model['layers']} layers; {model.get('norm')} before attention and router")
-    _ending(made, config, 6, ["sum"])
-    return made
-
-
-def _expert_boxes(made: Diagram, level: int, count: int) -> list[str]:
-    """The first experts, a gap and the last; all where they are few."""
-    labels = [str(number) for number in range(1, count + 1)]
-    if count > _EXPERTS:
-        labels = [*labels[: _EXPERTS - 1], "…", labels[-1]]
-    width = 0.94 / len(labels)
-    for place, label in enumerate(labels):
-        text = label if label == "…" else f"expert {label}"
-        x = 0.03 + width * (place + 0.5)
-        made.box(f"expert_{place}", level, text, "data" if label == "…" else "trained", x, 0.9 * width)
-    return [f"expert_{place}" for place, label in enumerate(labels) if label != "…"]
-
-
-def _layer_routing(config: Config) -> Diagram:
-    made = Diagram()
-    mixers = mixer_pattern(config["mixers"])
-    routed = "routed" in mixers
-    # the router stands at the right of the layers for which it decides
-    x, width = (0.36, 0.66) if routed else (0.5, 0.94)
-    _opening(made, config, x, width)
-    before = ["embedding"]
-    for layer, mixer in enumerate(mixers):
-        names = _layer(made, layer, mixer, x, width)
-        for start in before:
-            made.arrow(start, *names, always=len(names) == 1 and len(before) == 1)
-        before = names
-    if routed:
-        made.box("router", 3, "router, by token", "chooses", 0.845, 0.27)
-        made.arrow("layer_0", "router")
-        made.arrow("router", *(f"layer_{layer}_1" for layer, mixer in enumerate(mixers) if mixer == "routed"))
-    made.frame("layers", 2, 1 + len(mixers), _layers_text(config, mixers))
-    _ending(made, config, 2 + len(mixers), before, x, width)
-    return made
-
-
-_MIXER_ROLES = {"gdn": "trained", "softmax": "other"}
-
-
-def _layer(made: Diagram, layer: int, mixer: str, x: float, width: float) -> list[str]:
-    """One level: what reads in a layer, or the two among which tokens choose."""
-    names = {"gdn": "gated delta", "softmax": "softmax attention"}
-    if mixer != "routed":
-        made.box(f"layer_{layer}", 2 + layer, f"layer {layer}: {names[mixer]}", _MIXER_ROLES[mixer], x, width)
-        return [f"layer_{layer}"]
-    for side, (role, text) in enumerate(
-        (
-            (_MIXER_ROLES["gdn"], f"layer {layer}: gated delta"),
-            (_MIXER_ROLES["softmax"], "or softmax attention"),
-        )
-    ):
-        own_x = x + width * (side - 0.5) / 2
-        made.box(f"layer_{layer}_{side}", 2 + layer, text, role, own_x, 0.47 * width)
-    return [f"layer_{layer}_0", f"layer_{layer}_1"]
-
-
-def _layers_text(config: Config, mixers: Sequence[str]) -> str:
-    model, gdn = config["model"], config.get("gdn") or {}
-    inner = config.get("ffn_width") or model.get("ffn_mult", 4) * model["dim"]
-    parts = [
-        f"after each mixer SwiGLU, {model['dim']} to {inner} to {model['dim']}; "
-        f"{model.get('norm')} before either"
-    ]
-    if {"gdn", "routed"} & {*mixers}:
-        heads = gdn.get("heads") or model["heads"]
-        parts.append(
-            f"gated delta: {heads} heads, keys {gdn.get('key_width')}, values {gdn.get('value_width')} wide"
-        )
-    if {"softmax", "routed"} & {*mixers}:
-        parts.append(f"softmax: {model['heads']} heads")
-    return "; ".join(parts)
-
-
 def _adapters(config: Config) -> Diagram:
     made = Diagram()
     own = config["adapters"]
@@ -286,10 +165,14 @@ _BRIDGE = (
 )
 _DECODER = ("model.dim", "model.layers", "model.heads", "text.context")
 _ROUTER = ("mixture.num_experts", "mixture.router.strategy", "mixture.router.top_k")
-# what a config must tell, and who draws it then
-_KINDS: tuple[tuple[tuple[str, ...], Callable[[Config], Diagram]], ...] = (
+_EXPORTED = ("model.width", "model.layers", "model.heads")
+# what a config must tell, and who draws it then: the first that finds all it needs
+_KINDS: tuple[tuple[tuple[str, ...], Callable[[Config], Diagram | None]], ...] = (
     (_BRIDGE, _translator),
-    ((*_DECODER, *_ROUTER), _mixture),
-    ((*_DECODER, "mixers"), _layer_routing),
+    ((*_DECODER, *_ROUTER), decoders.mixture),
+    ((*_DECODER, "mixers"), decoders.layer_routing),
+    ((*_DECODER, "model.ffn_mult", "model.activation"), decoders.dense),
+    ((*_EXPORTED, "model.family", "model.ffn", "problems.name"), decoders.pretrained),
+    ((*_EXPORTED, "model.num_experts", "model.top_k", "text.context"), decoders.olmoe),
     (("frozen.model", "adapters.variant", "adapters.rank"), _adapters),
 )

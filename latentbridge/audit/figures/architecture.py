@@ -51,4 +51,5 @@ def plot(rows: Sequence[Row], caption: str) -> Canvas:
     return figure
 
 
-FIGURES = (Figure("architecture", read, plot),)
+NEEDS = "configs of translators, decoders or adapters that tell their sizes"
+FIGURES = (Figure("architecture", read, plot, NEEDS),)

@@ -12,6 +12,7 @@ from latentbridge.audit.figures.style import (
     PAGE_IN,
     SMALL,
     Mark,
+    dots,
     draw_interval,
     grid,
     label_points,
@@ -50,11 +51,11 @@ def _read_quality(records: Records) -> Sheet:
 
 def _plot_quality(rows: Sequence[Row], caption: str) -> Canvas:
     figure = new_figure(caption, PAGE_IN, 3.0)
-    look = looks(unique(rows, "cell"))
+    look = dots(unique(rows, "cell"))
     for axes, (name, title) in zip(figure.subplots(1, 2, sharey=True), AGAINST.items(), strict=True):
         own = [row for row in rows if row[name] is not None]
         for row in own:
-            draw_interval(axes, [row], name, PERPLEXITY, color=look[row["cell"]]["color"])
+            draw_interval(axes, [row], name, PERPLEXITY, **look[row["cell"]])
         axes.margins(0.15)
         axes.set_xlabel(title)
         marks = [Mark.of(row, name, PERPLEXITY, row["cell"], look[row["cell"]]["color"]) for row in own]
@@ -123,6 +124,7 @@ def _plot_bars(rows: Sequence[Row], caption: str) -> Canvas:
         axes.set_title(f"layer {layer}")
     for axes in all_axes[-1]:
         axes.set_xlabel("expert")
+    figure.supylabel("load / even load", fontsize=SMALL)
     return figure
 
 
@@ -172,12 +174,13 @@ def _plot_distribution(rows: Sequence[Row], caption: str) -> Canvas:
     cells = unique(rows, "cell")
     figure = new_figure(caption, COLUMN_IN, 0.6 + 0.26 * len(cells))
     axes = figure.subplots()
-    look = looks(cells)
+    look = dots(cells)
+    dot: dict[str, Any] = {"linestyle": "", "markersize": 2.2, "alpha": 0.5, "markeredgewidth": 0}
     for place, cell in enumerate(cells):
         own = sorted(row["times_even"] for row in where(rows, cell=cell))
         # spread over the height of the line, neighbours in value apart
         heights = [place + 0.3 * ((number * 0.618) % 1 - 0.5) * 2 for number in range(len(own))]
-        axes.plot(own, heights, "o", color=look[cell]["color"], markersize=2.2, alpha=0.5, markeredgewidth=0)
+        axes.plot(own, heights, **(dot | look[cell]))
         middle = statistics.median(own)
         axes.plot([middle, middle], [place - 0.38, place + 0.38], color="black", linewidth=1)
     axes.axvline(1, color=GREY, linewidth=0.6, linestyle="--", zorder=0)
@@ -188,9 +191,10 @@ def _plot_distribution(rows: Sequence[Row], caption: str) -> Canvas:
     return figure
 
 
+NEEDS = "mixtures of experts that were evaluated on test text"
 FIGURES = (
-    Figure("balance_vs_perplexity", _read_quality, _plot_quality),
-    Figure("gate_balance", _read_loads, _plot_bars),
-    Figure("expert_heat_map", _read_loads, _plot_maps),
-    Figure("expert_load_distribution", _read_all_loads, _plot_distribution),
+    Figure("balance_vs_perplexity", _read_quality, _plot_quality, needs=NEEDS),
+    Figure("gate_balance", _read_loads, _plot_bars, needs=NEEDS),
+    Figure("expert_heat_map", _read_loads, _plot_maps, needs=NEEDS),
+    Figure("expert_load_distribution", _read_all_loads, _plot_distribution, needs=NEEDS),
 )

@@ -122,4 +122,4 @@ def _draw(axes: Axes, rows: Sequence[Row], name: str, **look: Any) -> None:
     axes.plot(factors, values, linewidth=1, markersize=3, **look)
 
 
-FIGURES = (Figure("capacity", _read, _plot),)
+FIGURES = (Figure("capacity", _read, _plot, needs="runs of the job capacity"),)

@@ -16,6 +16,7 @@ from latentbridge.audit.figures.style import (
     thousands,
 )
 from latentbridge.audit.records import CellRecords, Records, evaluated, logged
+from latentbridge.audit.summary import CLAIM
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -53,6 +54,8 @@ def _read(records: Records, panels: Sequence[str], of: str = "text") -> Sheet:
             continue
         for panel in panels:
             read = logged(*panel.split(".")) if panel in TRAINING else evaluated(panel)
+            if not comparable(cell, panel, sheet):
+                continue
             for point in cell.curve(read):
                 sheet.rows.append(
                     {
@@ -73,6 +76,14 @@ def unfinished(cell: CellRecords) -> str:
     return "; ".join(f"seed {run.seed} {run.state} {run.cause}".rstrip() for run in runs)
 
 
+def comparable(cell: CellRecords, metric: str, sheet: Sheet) -> bool:
+    """False of a share that lies above the whole, which the sheet then names: it would flatten all others."""
+    if metric != CLAIM or not cell.row.is_beyond:
+        return True
+    sheet.left_out[f"{BRIDGE[CLAIM]} of {cell.name}"] = "above 1, see the notes"
+    return False
+
+
 def _plot(rows: Sequence[Row], caption: str, panels: dict[str, str]) -> Canvas:
     figure = new_figure(caption, PAGE_IN, 2.6)
     look = looks(unique(rows, "cell"))
@@ -89,9 +100,10 @@ def _plot(rows: Sequence[Row], caption: str, panels: dict[str, str]) -> Canvas:
         # untrained weights would take half of the height
         if (panel in OVERLAY or panel == "grad_norm") and (top := trained_top(where(rows, metric=panel))):
             axes.set_ylim(top=top)
-    last = where(rows, metric=shown[-1])
-    ends = {row["cell"]: row["mean"] for row in last}
-    label_ends(all_axes[-1], [(end, cell, look[cell]["color"]) for cell, end in ends.items()])
+    # the last panel that has them all
+    named = max(shown, key=lambda panel: (len(unique(where(rows, metric=panel), "cell")), shown.index(panel)))
+    ends = {row["cell"]: row["mean"] for row in where(rows, metric=named)}
+    label_ends(all_axes[shown.index(named)], [(end, cell, look[cell]) for cell, end in ends.items()])
     return figure
 
 
@@ -102,14 +114,24 @@ def trained_top(rows: Sequence[Row]) -> float:
     return float(low + 1.1 * (max(late) - low))
 
 
+TEXT = "language models trained on a text, every seed DONE"
 FIGURES = (
-    Figure("overlay", lambda records: _read(records, list(OVERLAY)), lambda r, c: _plot(r, c, OVERLAY)),
     Figure(
-        "training_curve", lambda records: _read(records, list(TRAINING)), lambda r, c: _plot(r, c, TRAINING)
+        "overlay",
+        lambda records: _read(records, list(OVERLAY)),
+        lambda r, c: _plot(r, c, OVERLAY),
+        needs=TEXT,
+    ),
+    Figure(
+        "training_curve",
+        lambda records: _read(records, list(TRAINING)),
+        lambda r, c: _plot(r, c, TRAINING),
+        needs=TEXT,
     ),
     Figure(
         "bridge_curve",
         lambda records: _read(records, list(BRIDGE), "source"),
         lambda r, c: _plot(r, c, BRIDGE),
+        needs="translators, every seed DONE",
     ),
 )

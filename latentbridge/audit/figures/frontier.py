@@ -10,6 +10,7 @@ from latentbridge.audit.figures.style import (
     COLUMN_IN,
     GREY,
     Mark,
+    dots,
     draw_interval,
     explain_markers,
     label_points,
@@ -65,10 +66,9 @@ def _read_networks(records: Records) -> Sheet:
 def _plot(rows: Sequence[Row], caption: str) -> Canvas:
     figure = new_figure(caption, COLUMN_IN, 3.2)
     axes = figure.subplots()
-    look = looks(unique(rows, "cell"))
+    look = dots(unique(rows, "cell"))
     for row in rows:
-        colour = look[row["cell"]]["color"]
-        draw_interval(axes, [row], "tokens_per_s", QUALITY, color=colour)
+        draw_interval(axes, [row], "tokens_per_s", QUALITY, **look[row["cell"]])
     _dress(axes, rows)
     label_points(axes, [_mark(row, row["cell"], look[row["cell"]]["color"]) for row in rows])
     return figure
@@ -119,6 +119,13 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 FIGURES = (
-    Figure("frontier", _read, _plot),
-    Figure("router_arch_frontier", _read_networks, _plot_networks),
+    Figure(
+        "frontier", _read, _plot, needs="mixtures of experts with bits per byte of test text and logged speed"
+    ),
+    Figure(
+        "router_arch_frontier",
+        _read_networks,
+        _plot_networks,
+        needs="mixtures of experts whose routers have two or more networks",
+    ),
 )

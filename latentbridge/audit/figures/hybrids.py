@@ -11,9 +11,9 @@ from latentbridge.audit.figures.style import (
     COLOURS,
     PAGE_IN,
     SMALL,
+    dots,
     draw_interval,
     grid,
-    looks,
     new_figure,
     thousands,
 )
@@ -31,6 +31,11 @@ AGAINST = {
 }
 TEXTS = {CHOSEN_BY: "validation", LOSS: "test"}
 SHARE_COLUMNS = ("gdn_share", "gdn_share_low", "gdn_share_high")
+MIXER_NAMES = {
+    "gdn": "gated delta",
+    "softmax": "softmax attention",
+    "routed": "routed: of its tokens gated delta reads",
+}
 MIXER_COLOURS = {"gdn": COLOURS[0], "softmax": COLOURS[4], "routed": COLOURS[2]}
 
 
@@ -68,10 +73,11 @@ def _plot_layers(rows: Sequence[Row], caption: str) -> Canvas:
             words = f"{100 * row['gdn_share']:.0f} %"
             axes.text(place, row["layer"], words, ha="center", va="center", fontsize=SMALL)
     axes.set_xticks(range(len(cells)), cells, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.5, len(cells) - 0.5)
     axes.set_yticks(range(most))
     axes.set_ylabel("layer")
     shown = [mixer for mixer in MIXER_COLOURS if where(rows, mixer=mixer)]
-    handles = [Patch(facecolor=MIXER_COLOURS[mixer], alpha=0.75, label=mixer) for mixer in shown]
+    handles = [Patch(facecolor=MIXER_COLOURS[mixer], alpha=0.75, label=MIXER_NAMES[mixer]) for mixer in shown]
     figure.legend(
         handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=SMALL
     )
@@ -103,7 +109,8 @@ def _read_ranking(records: Records) -> Sheet:
                 "run_ids": arm.chosen.run_ids,
             }
         )
-    sheet.rows.sort(key=lambda row: row[LOSS])
+    for rank, row in enumerate(sorted(sheet.rows, key=lambda row: row[LOSS]), start=1):
+        row["rank"] = rank
     return sheet
 
 
@@ -128,16 +135,16 @@ def _plot_ranking(rows: Sequence[Row], caption: str) -> Canvas:
     heights = [0.5 + 0.16 * len(rows), 2.0]
     places = figure.add_gridspec(2, 3, height_ratios=heights)
     ranking = figure.add_subplot(places[0, :])
-    look = looks(unique(rows, "cell"))
-    for place, row in enumerate(rows):
-        draw_interval(ranking, [row | {"place": place}], LOSS, "place", color=look[row["cell"]]["color"])
-    ranking.set_yticks(range(len(rows)), [f"{place + 1}  {row['cell']}" for place, row in enumerate(rows)])
-    ranking.invert_yaxis()
+    look = dots(unique(rows, "cell"))
+    for row in rows:
+        draw_interval(ranking, [row], LOSS, "rank", **look[row["cell"]])
+    ranking.set_yticks([row["rank"] for row in rows], [f"{row['rank']}  {row['cell']}" for row in rows])
+    ranking.set_ylim(len(rows) + 0.6, 0.4)
     ranking.set_xlabel("nats per token of the test text")
     for column, (name, title) in enumerate(AGAINST.items()):
         axes = figure.add_subplot(places[1, column])
         for row in rows:
-            draw_interval(axes, [row], name, LOSS, color=look[row["cell"]]["color"])
+            draw_interval(axes, [row], name, LOSS, **look[row["cell"]])
         axes.set_xlabel(title)
         if name == "softmax_share":
             axes.set_ylabel("nats per token")
@@ -180,13 +187,19 @@ def _plot_rates(rows: Sequence[Row], caption: str) -> Canvas:
     for axes in all_axes[len(cells) :]:
         axes.set_axis_off()
     for axes, cell in zip(all_axes, cells, strict=False):
-        for text, colour in zip(TEXTS.values(), COLOURS, strict=False):
-            own = where(rows, cell=cell, text=text)
+        rates = unique(where(rows, cell=cell), "learning_rate")
+        # side by side: texts that are alike would hide one another
+        apart = (max(rates) / min(rates)) ** 0.02
+        for text, colour, shift in zip(TEXTS.values(), COLOURS, (1 / apart, apart), strict=False):
+            own = [
+                row | {"learning_rate": row["learning_rate"] * shift}
+                for row in where(rows, cell=cell, text=text)
+            ]
             draw_interval(axes, own, "learning_rate", "nll", color=colour, linestyle="-", markersize=3)
             best = where(own, is_chosen=True)
             x, y = ([row[name] for row in best] for name in ("learning_rate", "nll"))
             axes.plot(x, y, "*", color=colour, markersize=7)
-        _dress_rates(axes, cell, unique(where(rows, cell=cell), "learning_rate"))
+        _dress_rates(axes, cell, rates)
     all_axes[0].set_ylabel("nats per token")
     for text, colour, place in zip(TEXTS.values(), COLOURS, (0.97, 0.87), strict=False):
         all_axes[0].text(0.03, place, text, color=colour, va="top", transform=all_axes[0].transAxes)
@@ -203,7 +216,22 @@ def _dress_rates(axes: Axes, cell: str, rates: Sequence[float]) -> None:
 
 
 FIGURES = (
-    Figure("layer_mixers", _read_layers, _plot_layers),
-    Figure("layer_ranking", _read_ranking, _plot_ranking),
-    Figure("learning_rates", _read_rates, _plot_rates),
+    Figure(
+        "layer_mixers",
+        _read_layers,
+        _plot_layers,
+        needs="layers of gated delta or softmax, every seed evaluated",
+    ),
+    Figure(
+        "layer_ranking",
+        _read_ranking,
+        _plot_ranking,
+        needs="layers of gated delta or softmax, every seed evaluated, with logged speed",
+    ),
+    Figure(
+        "learning_rates",
+        _read_rates,
+        _plot_rates,
+        needs="layers of gated delta or softmax at two or more learning rates",
+    ),
 )

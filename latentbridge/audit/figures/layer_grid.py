@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +34,7 @@ def _grid(cells: Sequence[CellRecords]) -> list[CellRecords]:
     groups: dict[str, list[CellRecords]] = {}
     for cell in cells:
         if cell.setting("teacher", "layer") is not None and _source(cell) is not None:
-            groups.setdefault(_other_settings(cell), []).append(cell)
+            groups.setdefault(cell.settings_but("source.layer", "teacher.layer"), []).append(cell)
     grids = [own for own in groups.values() if all(len(set(map(of, own))) > 1 for of in (_source, _target))]
     if not grids:
         return []
@@ -59,17 +57,11 @@ def _models(cell: CellRecords) -> list[Any]:
     return [cell.setting(*key) for key in keys]
 
 
-def _other_settings(cell: CellRecords) -> str:
-    config = copy.deepcopy(cell.config)
-    config.pop("seed", None)
-    del config["source"]["layer"], config["teacher"]["layer"]
-    return json.dumps(config, sort_keys=True, default=str)
-
-
 def _plot(rows: Sequence[Row], caption: str) -> Canvas:
     shown = [metric for metric in PANELS if where(rows, metric=metric)]
     sources, targets = (sorted(unique(rows, f"{side}_layer"), key=_depth) for side in ("source", "target"))
-    figure = new_figure(caption, COLUMN_IN, 0.6 + 0.36 * len(sources))
+    # the name of the axis is as high as two lines
+    figure = new_figure(caption, COLUMN_IN, 0.6 + 0.36 * max(2, len(sources)))
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, metric in zip(panels, shown, strict=True):
         _draw(axes, where(rows, metric=metric), sources, targets)
@@ -97,8 +89,8 @@ def _draw(axes: Axes, rows: Sequence[Row], sources: Sequence[Any], targets: Sequ
         text = f"{row['value']:.3f}"
         if row["value_low"] is not None:
             text += f"\n[{row['value_low']:.2f}, {row['value_high']:.2f}]"
-        # cividis is dark below its middle
-        colour = "white" if row["value"] < middle else "black"
+        # cividis is dark below its middle, and where all values are one
+        colour = "white" if row["value"] <= middle else "black"
         axes.text(x, y, text, ha="center", va="center", color=colour, fontsize=SMALL - 1)
     axes.set_xticks(range(len(targets)), [str(layer) for layer in targets])
     axes.set_yticks(range(len(sources)), [str(layer) for layer in sources])
@@ -106,4 +98,11 @@ def _draw(axes: Axes, rows: Sequence[Row], sources: Sequence[Any], targets: Sequ
         side.set_visible(False)
 
 
-FIGURES = (Figure("layer_grid", _read, _plot),)
+FIGURES = (
+    Figure(
+        "layer_grid",
+        _read,
+        _plot,
+        needs="translators alike but for source.layer and teacher.layer, two or more of either",
+    ),
+)

@@ -46,6 +46,7 @@ SURENESS = {
     "val_split_entropy": "entropy of the split, nats",
     "losses.temperature": "temperature of the gradient",
 }
+READ_BY = "share read by gated delta"
 TRAINING_SHARE = "losses.gdn_share"
 # more panels make a figure that nobody reads; the CSV has them all
 MOST_ARMS = 8
@@ -90,7 +91,7 @@ def _plot_lines(rows: Sequence[Row], caption: str, panels: dict[str, str], colum
     shown = [metric for metric in panels if where(rows, metric=metric)]
     lines, columns = grid(len(shown), columns)
     figure = new_figure(caption, PAGE_IN, 0.4 + 1.9 * lines)
-    look = looks(unique(rows, "cell"))
+    look = looks(unique(rows, "cell"), may_coincide=True)
     all_axes = figure.subplots(lines, columns, squeeze=False).flat
     for axes in all_axes[len(shown) :]:
         axes.set_axis_off()
@@ -116,7 +117,14 @@ def _name(figure: Canvas, look: dict[Any, dict[str, Any]]) -> None:
 
     handles = [Line2D([], [], label=str(name), **own) for name, own in look.items()]
     columns = min(len(handles), 4)
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, frameon=False, fontsize=SMALL)
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=columns,
+        frameon=False,
+        fontsize=SMALL,
+        handlelength=3,
+    )
 
 
 def _bands(axes: Axes) -> None:
@@ -144,6 +152,8 @@ def _plot_shares(rows: Sequence[Row], caption: str) -> Canvas:
         axes.plot(*zip(*((row["step"], row["mean"]) for row in drawn), strict=True), ":", color=GREY)
         axes.set_title(cell, loc="left")
         by_update(axes)
+    for axes in all_axes[::columns]:
+        axes.set_ylabel(READ_BY)
     _name(figure, {**look, "draws of training": {"color": GREY, "linestyle": ":"}})
     return figure
 
@@ -189,7 +199,7 @@ def _plot_split(rows: Sequence[Row], caption: str) -> Canvas:
     axes.set_xticks(
         range(len(places)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=SMALL
     )
-    axes.set_ylabel("share read by gated delta")
+    axes.set_ylabel(READ_BY)
     return figure
 
 
@@ -259,13 +269,24 @@ def _share(row: Row | None) -> float:
 
 
 FIGURES = (
-    Figure("layer_routing_curves", _read_curves, lambda rows, caption: _plot_lines(rows, caption, CURVES, 2)),
-    Figure("layer_routing_shares", _read_shares, _plot_shares),
-    Figure("layer_routing_split", _read_split, _plot_split),
+    Figure(
+        "layer_routing_curves",
+        _read_curves,
+        lambda rows, caption: _plot_lines(rows, caption, CURVES, 2),
+        needs="layers of gated delta or softmax, every seed evaluated",
+    ),
+    Figure("layer_routing_shares", _read_shares, _plot_shares, needs="routed layers, every seed evaluated"),
+    Figure("layer_routing_split", _read_split, _plot_split, needs="routed layers, every seed evaluated"),
     Figure(
         "layer_routing_entropy",
         _read_sureness,
         lambda rows, caption: _plot_lines(rows, caption, SURENESS, 3),
+        needs="routed layers, every seed evaluated",
     ),
-    Figure("class_by_mixer", _read_classes, _plot_classes),
+    Figure(
+        "class_by_mixer",
+        _read_classes,
+        _plot_classes,
+        needs="routed layers of which every seed ended with specialisation.json",
+    ),
 )

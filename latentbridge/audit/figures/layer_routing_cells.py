@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,7 +41,7 @@ def arms(records: Records, sheet: Sheet) -> list[Arm]:
     """In the order of the launch; an arm of which a seed is missing is named in the sheet, cell by cell."""
     groups: dict[str, list[CellRecords]] = {}
     for cell in records.layer_routing:
-        groups.setdefault(_other_settings(cell), []).append(cell)
+        groups.setdefault(cell.settings_but("optim.lr"), []).append(cell)
     found = []
     for cells in groups.values():
         lacking = {cell.name: why for cell in cells if (why := cell.gaps(CHOSEN_BY))}
@@ -83,10 +81,3 @@ def _mean(cell: CellRecords, metric: str) -> float:
 
 def _rate(cell: CellRecords) -> float:
     return float(cell.setting("optim", "lr") or 0.0)
-
-
-def _other_settings(cell: CellRecords) -> str:
-    config = copy.deepcopy(cell.config)
-    config.pop("seed", None)
-    config.get("optim", {}).pop("lr", None)
-    return json.dumps(config, sort_keys=True, default=str)

@@ -69,7 +69,7 @@ def _plot(rows: Sequence[Row], caption: str) -> Canvas:
     # schedules end at one height: each is named where it is told from the others
     label_ends(
         temperature,
-        [(own[-1]["mean"], cell, look[cell]["color"]) for cell, own in labels.items() if own],
+        [(own[-1]["mean"], cell, look[cell]) for cell, own in labels.items() if own],
     )
     return figure
 
@@ -93,4 +93,11 @@ def _bars(axes: Axes, rows: Sequence[Row], look: dict[str, dict[str, str]]) -> N
     axes.set_xlabel(NAMES[LOSS])
 
 
-FIGURES = (Figure("schedule_comparison", _read, _plot),)
+FIGURES = (
+    Figure(
+        "schedule_comparison",
+        _read,
+        _plot,
+        needs="mixtures of experts whose router temperature has a schedule",
+    ),
+)

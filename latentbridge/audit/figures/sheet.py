@@ -27,8 +27,21 @@ class Sheet:
 
     def caption(self, launch: str) -> str:
         """Which launch, what it shows, and what is missing."""
-        missing = ", ".join(f"{cell} ({why})" for cell, why in self.left_out.items())
-        return f"{launch}. {self.about}" + (f" Left out: {missing}." if missing else "")
+        by_reason: dict[str, list[str]] = {}
+        for cell, why in self.left_out.items():
+            by_reason.setdefault(why, []).append(cell)
+        missing = "; ".join(f"{', '.join(cells)} ({why})" for why, cells in by_reason.items())
+        parts = [f"{launch}.", self.about.strip(), self._seeds(), f"Left out: {missing}." if missing else ""]
+        return " ".join(filter(None, parts))
+
+    def _seeds(self) -> str:
+        """How many seeds a cell has; empty where rows are of single runs, or of several cells."""
+        rows = [row for row in self.rows if {"cell", "run_ids"} <= row.keys() and "cells" not in row]
+        counts = sorted({len(row["run_ids"].split()) for row in rows})
+        if not counts:
+            return ""
+        text = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        return f"{text} seed{'' if counts == [1] else 's'} a cell."
 
     def as_csv(self) -> str:
         """Every row with the runs that it is of: `run_id` of one, `run_ids` of several."""
@@ -42,11 +55,20 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Figure:
-    """name: of its files;  read: its data, without rows where a launch has none;  plot: rows and caption."""
+    """name: of its files;  read: its data, without rows where a launch has none;  plot: rows and caption.
+
+    needs: what a launch must hold for it, after "it needs"
+    """
 
     name: str
     read: Callable[[Records], Sheet]
     plot: Callable[[Sequence[Row], str], Canvas]
+    needs: str
+
+    def nothing(self, records: Records) -> str:
+        """Why there is nothing to draw: what it needs, and by cell what is missing."""
+        missing = "".join(f"; {cell}: {why}" for cell, why in self.read(records).left_out.items())
+        return f"{records.summary.launch} has no results for {self.name}: it needs {self.needs}{missing}"
 
 
 def bounds(name: str, metric: Metric) -> Row:

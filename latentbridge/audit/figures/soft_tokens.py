@@ -182,4 +182,6 @@ def _mark_references(accuracy: Axes, recovered: Axes, points: list[Point], colou
     accuracy.set_ylim(bottom=0.0)
 
 
-FIGURES = (Figure("soft_tokens", _read, _plot),)
+FIGURES = (
+    Figure("soft_tokens", _read, _plot, needs="evaluated translators: a final evaluation of every seed"),
+)

@@ -259,8 +259,9 @@ def _explain(figure: Canvas, colours: dict[int, str]) -> None:
     )
 
 
+NEEDS = "mixtures of experts that ended with specialisation.json"
 FIGURES = (
-    Figure("class_by_expert", _read_classes, _plot_classes),
-    Figure("information", _read_bits, _plot_bits),
-    Figure("token_colours", _read_text, _plot_text),
+    Figure("class_by_expert", _read_classes, _plot_classes, needs=NEEDS),
+    Figure("information", _read_bits, _plot_bits, needs=NEEDS),
+    Figure("token_colours", _read_text, _plot_text, needs=NEEDS),
 )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from latentbridge.audit.figures.curves import trained_top, unfinished
+from latentbridge.audit.figures.curves import comparable, trained_top, unfinished
 from latentbridge.audit.figures.sheet import Figure, Row, Sheet, unique, where
 from latentbridge.audit.figures.style import PAGE_IN, SMALL, by_update, draw_band, looks, new_figure
-from latentbridge.audit.records import CellRecords, Records, evaluated, logged, setting
+from latentbridge.audit.records import CellRecords, Records, evaluated, logged
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas
@@ -46,6 +44,8 @@ def _read(records: Records) -> Sheet:
                 sheet.left_out[cell.name] = why
                 continue
             for metric in PANELS:
+                if not comparable(cell, metric, sheet):
+                    continue
                 read = evaluated(metric) if metric == "context_recovered" else logged(*metric.split("."))
                 about = {"like": name, "cell": cell.name, "fixes": label, "metric": metric}
                 ids = {"n": len(cell.runs), "run_ids": cell.run_ids}
@@ -61,7 +61,7 @@ def _groups(cells: Sequence[CellRecords]) -> dict[str, list[tuple[str, CellRecor
     """By the name of the first: cells that differ in fixes alone, each with what it goes without."""
     found: dict[str, list[CellRecords]] = {}
     for cell in cells:
-        found.setdefault(_other_settings(cell), []).append(cell)
+        found.setdefault(cell.settings_but(*(key for key, _ in FIXES.values())), []).append(cell)
     groups = {}
     for own in found.values():
         # what none of them has, or all, tells nothing apart
@@ -79,16 +79,6 @@ def _has(cell: CellRecords, fix: str) -> bool:
 def _label(cell: CellRecords, varying: Sequence[str]) -> str:
     lacking = [name for name in varying if not _has(cell, name)]
     return f"without {', '.join(lacking)}" if lacking else "with all fixes"
-
-
-def _other_settings(cell: CellRecords) -> str:
-    config = copy.deepcopy(cell.config)
-    config.pop("seed", None)
-    for key, _ in FIXES.values():
-        *above, last = key.split(".")
-        if isinstance(inner := setting(config, *above), dict):
-            inner.pop(last, None)
-    return json.dumps(config, sort_keys=True, default=str)
 
 
 def _shown(rows: Sequence[Row]) -> list[str]:
@@ -136,4 +126,11 @@ def _explain(figure: Canvas, look: dict[Any, dict[str, str]]) -> None:
     )
 
 
-FIGURES = (Figure("stability", _read, _plot),)
+FIGURES = (
+    Figure(
+        "stability",
+        _read,
+        _plot,
+        needs="translators with and without a fix (InfoNCE, warm-up, clipping, gates), alike otherwise",
+    ),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,6 +43,11 @@ RC = {
 # a line of the caption, at its size: characters to the inch, and how high
 _PER_INCH, _LINE_IN = 23, 0.1
 _CAPTION_SIZE = 5.5
+_PERCENT = re.compile(r"(?<=\d) %")
+# of so few points each is marked: what lies between was not measured
+_FEW = 8
+# behind an axis, to the right: where a name's line begins and ends, and where its letters do
+_SAMPLE_IN, _NAME_IN = (0.08, 0.24), 0.28
 
 
 @contextmanager
@@ -68,7 +74,8 @@ def new_figure(caption: str, width: float, height: float, *, stacks: bool = True
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     shown = fitting(width) if stacks else width
-    lines = textwrap.wrap(caption, int(_PER_INCH * shown))
+    # a number and its sign stay in one line
+    lines = textwrap.wrap(_PERCENT.sub("\N{NO-BREAK SPACE}%", caption), int(_PER_INCH * shown))
     # names at the ends of curves come out a little wider than they were measured
     layout = ConstrainedLayoutEngine(rect=(0.005, 0, 0.98, 1))
     size = (shown, height + _LINE_IN * len(lines))
@@ -98,12 +105,27 @@ def explain_markers(axes: Axes, markers: dict[Any, str], title: str) -> None:
     axes.legend(handles=handles, title=title, frameon=False, fontsize=SMALL, title_fontsize=SMALL)
 
 
-def looks(names: Sequence[Any]) -> dict[Any, dict[str, str]]:
-    """Colour and line of each; lines change where colours begin again."""
+def looks(names: Sequence[Any], *, may_coincide: bool = False) -> dict[Any, dict[str, str]]:
+    """Colour and line of each; lines change where colours begin again.
+
+    may_coincide: lines change each time, so that one shows through the gaps of another that lies upon it
+    """
+    every = 1 if may_coincide else len(COLOURS)
     return {
         name: {
             "color": COLOURS[number % len(COLOURS)],
-            "linestyle": LINES[number // len(COLOURS) % len(LINES)],
+            "linestyle": LINES[number // every % len(LINES)],
+        }
+        for number, name in enumerate(names)
+    }
+
+
+def dots(names: Sequence[Any]) -> dict[Any, dict[str, str]]:
+    """Colour and mark of each; marks change where colours begin again."""
+    return {
+        name: {
+            "color": COLOURS[number % len(COLOURS)],
+            "marker": MARKERS[number // len(COLOURS) % len(MARKERS)],
         }
         for number, name in enumerate(names)
     }
@@ -123,7 +145,8 @@ def warm(values: Sequence[float]) -> dict[float, Any]:
 def draw_band(axes: Axes, rows: Sequence[dict[str, Any]], **look: Any) -> None:
     """A mean and the range about it, by step."""
     steps = [row["step"] for row in rows]
-    axes.plot(steps, [row["mean"] for row in rows], linewidth=1, **look)
+    marks: dict[str, Any] = {"marker": "o", "markersize": 2} if len(steps) <= _FEW else {}
+    axes.plot(steps, [row["mean"] for row in rows], linewidth=1, **(marks | look))
     low, high = ([row[bound] for row in rows] for bound in ("low", "high"))
     axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
@@ -161,37 +184,51 @@ def _laid_out(axes: Axes) -> Figure:
     return figure
 
 
-def label_ends(axes: Axes, labels: Sequence[tuple[float, str, Any]]) -> None:
-    """Names at the right of curves, apart from one another; labels: height of the end, name, colour."""
+def label_ends(axes: Axes, labels: Sequence[tuple[float, str, dict[str, str]]]) -> None:
+    """Names at the right of curves, apart from one another, each behind a piece of its line.
+
+    labels: height of the end, name, look
+    """
+    from matplotlib.lines import Line2D
+
     figure = _laid_out(axes)
-    height_in = axes.get_window_extent().height / figure.dpi
-    gap = 1.15 * SMALL / 72 / height_in
+    frame = axes.get_window_extent()
+    gap = 1.15 * SMALL / 72 / (frame.height / figure.dpi)
+    begins, ends, letters = (1 + inches * figure.dpi / frame.width for inches in (*_SAMPLE_IN, _NAME_IN))
     places = [
-        (float(axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1]), name, colour)
-        for y, name, colour in labels
+        (float(axes.transAxes.inverted().transform(axes.transData.transform((0, y)))[1]), name, look)
+        for y, name, look in labels
     ]
     places.sort(key=lambda place: place[0])
-    heights = _spread([place[0] for place in places], gap)
-    for height, (at, name, colour) in zip(heights, places, strict=True):
+    heights = _within(_spread([place[0] for place in places], gap), gap)
+    for height, (at, name, look) in zip(heights, places, strict=True):
+        lead = {"color": look["color"], "linewidth": 0.4}
+        for x, y, own in (
+            ((1.0, begins), (at, height), lead),
+            ((begins, ends), (height, height), look | {"linewidth": 1}),
+        ):
+            axes.add_artist(Line2D(x, y, transform=axes.transAxes, clip_on=False, **own))
         axes.annotate(
             name,
-            (1.0, at),
-            (1.04, height),
+            (letters, height),
             xycoords="axes fraction",
-            textcoords="axes fraction",
-            color=colour,
+            color=look["color"],
             fontsize=SMALL,
             va="center",
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "linewidth": 0.4,
-                "shrinkA": 1,
-                "shrinkB": 0,
-                "relpos": (0, 0.5),
-            },
         )
+
+
+def _within(heights: Sequence[float], gap: float) -> list[float]:
+    """Moved to lie between 0 and 1, where so many at that distance have room; ascending."""
+    count = len(heights)
+    if count * gap > 1:
+        return list(heights)
+    lowest = [gap * (number + 0.5) for number in range(count)]
+    return [
+        min(max(height, low), 1 - lowest[count - 1 - number])
+        for number, (height, low) in enumerate(zip(heights, lowest, strict=True))
+    ]
 
 
 def _spread(wanted: Sequence[float], gap: float) -> list[float]:

@@ -224,8 +224,9 @@ def _plot_entropy(rows: Sequence[Row], caption: str) -> Canvas:
     return figure
 
 
+NEEDS = "mixtures of experts alike but for a constant router temperature, two or more"
 FIGURES = (
-    Figure("temperature_ablation_comprehensive", _read_ablation, _plot_ablation),
-    Figure("routing_dynamics", _read_dynamics, _plot_dynamics),
-    Figure("entropy_analysis", _read_entropy, _plot_entropy),
+    Figure("temperature_ablation_comprehensive", _read_ablation, _plot_ablation, needs=NEEDS),
+    Figure("routing_dynamics", _read_dynamics, _plot_dynamics, needs=NEEDS),
+    Figure("entropy_analysis", _read_entropy, _plot_entropy, needs=NEEDS),
 )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from collections.abc import Callable, Sequence
 
 from latentbridge.audit.figures.sheet import Row, Sheet
@@ -40,7 +38,8 @@ def constant_series(records: Records, sheet: Sheet) -> dict[str, list[tuple[floa
         if why := cell.gaps(LOSS):
             sheet.left_out[cell.name] = why
             continue
-        groups.setdefault(_other_settings(cell), []).append((found.get("start", 1.0), cell))
+        others = cell.settings_but(".".join((*WHERE, "start")))
+        groups.setdefault(others, []).append((found.get("start", 1.0), cell))
     series: dict[str, list[tuple[float, CellRecords]]] = {}
     for group in sorted(groups.values(), key=len, reverse=True):
         if len(group) < 2:
@@ -52,13 +51,6 @@ def constant_series(records: Records, sheet: Sheet) -> dict[str, list[tuple[floa
     if not series:
         sheet.left_out = {}
     return series
-
-
-def _other_settings(cell: CellRecords) -> str:
-    config = copy.deepcopy(cell.config)
-    config.pop("seed", None)
-    config["mixture"]["router"]["temperature"].pop("start", None)
-    return json.dumps(config, sort_keys=True, default=str)
 
 
 def temperatures(run: RunRecords) -> dict[int, float]:

@@ -172,7 +172,8 @@ def _write_table(axes: Axes, rows: Sequence[Row]) -> None:
         cell.set_linewidth(0.4)
 
 
+NEEDS = "mixtures of experts alike but for a constant router temperature, two or more"
 FIGURES = (
-    Figure("expert_utilization", _read, _plot_bars),
-    Figure("expert_utilization_analysis", _read_analysis, _plot_analysis),
+    Figure("expert_utilization", _read, _plot_bars, needs=NEEDS),
+    Figure("expert_utilization_analysis", _read_analysis, _plot_analysis, needs=NEEDS),
 )

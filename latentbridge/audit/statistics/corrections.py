@@ -7,7 +7,7 @@ from typing import Literal
 
 SIGNIFICANCE = 0.05
 
-Outcome = Literal["won", "tied", "lost"]
+Decided = Literal["won", "tied", "lost"]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -20,7 +20,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def outcome(difference: float, p: float, lower_is_better: bool) -> Outcome:
+def outcome(difference: float, p: float, lower_is_better: bool) -> Decided:
     """won or lost where the corrected p tells so; tied says that the data cannot tell."""
     if p >= SIGNIFICANCE:
         return "tied"

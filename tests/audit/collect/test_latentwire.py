@@ -30,15 +30,6 @@ def log(tail: str = HEAD, **changes: str) -> str:
     )
 
 
-@pytest.fixture
-def put(tmp_path):
-    def put(name: str, text: str) -> None:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text, encoding="utf-8")
-
-    return put
-
-
 def values(found, metric):
     return {row.label: row.value for row in found.rows if row.metric == metric}
 
@@ -155,3 +146,73 @@ def test_what_an_analyser_typed_in_or_took_for_zero_is_void(put, tmp_path):
         "0 stands for a missing final evaluation",
         "no evaluation stands behind it",
     ]
+
+
+def test_runs_appended_to_one_training_log_give_no_number(put, tmp_path):
+    put("one/train.log", log())
+    put("tiny/train.log", log(lr="0.01") + log())
+
+    rows = collect(tmp_path).rows
+
+    several = [row for row in rows if row.run == "tiny"]
+    assert {row.void for row in several} == {"the log holds several runs, which nothing tells apart"}
+    assert {row.flags for row in several} == {()}
+    assert {row.void for row in rows if row.run == "one"} == {None}
+
+
+def test_what_follows_a_progress_bar_or_a_colour_begins_a_line(put, tmp_path):
+    bar = "\rLoading shards: 100%|####| 4/4 [00:04<00:00,  1.02s/it]"
+    text = log().replace("==== Config", f"{bar}==== Config").replace("Step 40", f"{bar}Step 40")
+    put("run/train.log", text.replace("[Final Eval]", "\x1b[32m[Final Eval]"))
+
+    found = collect(tmp_path)
+
+    assert values(found, "train_loss") == {"20": 3.125, "40": 2.25}
+    assert values(found, "bridged_accuracy") == {"250": 0.52, "final": 0.645}
+    assert found.rows[0].seed == 1234
+
+
+def test_what_another_rank_prints_between_settings_hides_none(put, tmp_path):
+    put("run/train.log", log().replace("seed: 1234", "/lib/x.py:7 UserWarning!\n  warn()\nseed: 1234"))
+
+    assert {row.seed for row in collect(tmp_path).rows} == {1234}
+
+
+def test_an_accuracy_of_nan_is_void_and_hides_no_evaluation(put, tmp_path):
+    put("run/train.log", log(HEAD.replace("0.540", "nan")))
+
+    final = [row for row in collect(tmp_path).rows if row.label == "final"]
+
+    assert [(row.value, row.void) for row in final] == [
+        (None, "not finite (nan)"),
+        (0.77, None),
+        (0.645, None),
+    ]
+
+
+def test_an_experiment_that_no_run_beside_its_table_stands_behind_was_typed_in(put, tmp_path):
+    evals = [{"step": 500, "source": 0.12, "target": 0.73, "bridged": 0.815}]
+    found = {"evals": evals, "final_bridged": 0.36, "final_target": 0.73}
+    put("ablation_results.json", json.dumps({"1a_stable_64tok": found, "1b_baseline_64tok": found}))
+    put("1a_stable_64tok/train.log", log())
+
+    rows = [row for row in collect(tmp_path).rows if row.source == "ablation_results.json"]
+
+    assert {row.value is None for row in rows if row.cell == "1b_baseline_64tok"} == {True}
+    assert [row.value for row in rows if row.cell == "1a_stable_64tok"] == [0.12, 0.73, 0.815, 0.73, 0.36]
+
+
+def test_accuracies_of_a_dataset_whose_answers_were_never_extracted_are_void(put, tmp_path):
+    put("3a_hotpot/train.log", log(HEAD.replace("0.645", "1.000"), dataset="hotpotqa"))
+
+    found = [row for row in collect(tmp_path).rows if row.metric == "bridged_accuracy"]
+
+    assert [row.value for row in found] == [None, None]
+    assert all(str(row.void).startswith("HotpotQA") for row in found)
+
+
+def test_two_final_evaluations_are_of_two_runs_though_neither_logged_a_step(put, tmp_path):
+    put("passthrough/train.log", HEAD + HEAD.replace("0.645", "0.000"))
+
+    reason = "the log holds several runs, which nothing tells apart"
+    assert [row.void for row in collect(tmp_path).rows] == [reason] * 6

@@ -40,15 +40,6 @@ def study(**changes):
     }
 
 
-@pytest.fixture
-def put(tmp_path):
-    def put(name, content):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content if isinstance(content, str) else json.dumps(content))
-
-    return put
-
-
 def found_in(folder):
     rows = collect(folder).rows
     return {(row.run, row.label, row.metric): row for row in rows}
@@ -79,34 +70,40 @@ def test_what_was_never_recorded_and_what_was_capped_is_void(put, tmp_path):
     assert rows["10", "val_perplexity"].value == 47800.0
 
 
-def test_histories_of_unequal_lengths_are_refused(put, tmp_path):
+def test_a_history_that_is_shorter_than_its_steps_is_void_and_the_others_stay(put, tmp_path):
     wrong = study()
     wrong["history"]["val_losses"].pop()
     put("metrics.json", wrong)
 
-    found = collect(tmp_path)
+    rows = {(label, metric): row for (_, label, metric), row in found_in(tmp_path).items()}
 
-    assert (found.rows, found.files) == ([], 0)
-    assert "1 val_losses for 2 steps" in found.unreadable[0]
+    assert rows["history", "val_loss"].void == "1 val_losses for 2 steps"
+    assert ("10", "val_loss") not in rows
+    assert rows["20", "train_loss"].value == 0.25
 
 
-def test_a_loss_that_holds_the_balance_term_is_flagged_and_a_static_one_is_not(put, tmp_path):
-    config = {"use_dynamic_routing": True, "routed_layers": [1, 2], "load_balance_alpha": 0.5}
-    results = {"total_time": 574.0, "best_val_loss": 4.4263}
-    common = {"experiment": "exp11", "results": results}
-    put("dynamic/training_results.json", {**common, "config_name": "dynamic", "config": config})
-    history = [{"step": 50, "loss": 4.5, "accuracy": 0.3, "perplexity": 90.0, "layer_1_gdn_pct": 54.0}]
-    put("dynamic/val_history.json", history)
-    static = {**config, "use_dynamic_routing": False, "routed_layers": []}
-    put("static/training_results.json", {**common, "config_name": "baseline", "config": static})
+@pytest.mark.parametrize("changes", [{"history": None}, {"final_metrics": None}, {"routing_stats": None}])
+def test_a_part_that_a_study_lacks_costs_no_other_part(put, tmp_path, changes):
+    put("metrics.json", study(**changes))
+
+    rows = {(label, metric): row for (_, label, metric), row in found_in(tmp_path).items()}
+
+    history = rows["20", "val_loss"] if changes.keys() != {"history"} else rows["history", "val_loss"]
+    final = rows["final", "val_loss"]
+    assert [row.value for row in (history, final)] == [
+        None if "history" in changes else 24.148,
+        None if "final_metrics" in changes else 24.148,
+    ]
+
+
+def test_studies_that_do_not_tell_their_settings_are_no_twins(put, tmp_path):
+    for name in ("muon_optimal", "adam"):
+        put(f"{name}/metrics.json", {"final_metrics": {"val_loss": len(name) / 4}})
 
     rows = found_in(tmp_path)
 
-    assert rows["dynamic", "best", "best_val_loss"].flags == ("holds the balance loss: no language loss",)
-    assert rows["dynamic", "50", "val_loss"].flags == rows["dynamic", "best", "best_val_loss"].flags
-    assert rows["dynamic", "50", "layer_1_gdn_pct"].value == 54.0
-    assert rows["static", "best", "best_val_loss"].flags == ()
-    assert rows["static", "final", "total_time"].flags == ()
+    assert rows["adam", "final", "val_loss"].value == 1.0
+    assert {row.flags for row in rows.values()} == {()}
 
 
 def test_a_routers_summary_is_a_row_per_metric_and_an_empty_cell_is_void(put, tmp_path):
@@ -182,3 +179,73 @@ def test_a_runs_log_takes_seed_and_settings_from_beside_it(put, tmp_path):
     assert rows["a", "200", "drop_rate"].value == 0.0
     assert "strategy" not in {metric for _, _, metric in rows}
     assert [rows[run, "200", "val_loss"].flags for run in "abc"] == [(), ("identical config to a",), ()]
+
+
+def test_a_line_that_is_cut_off_is_named_and_the_evaluations_before_it_stay(put, tmp_path):
+    put("a/train_log.jsonl", '{"step": 25, "ppl": 4.5}\n{"step": 50, "ppl": 4.25}\n{"step": 75, "pp')
+
+    found = collect(tmp_path)
+
+    assert [(row.step, row.value) for row in found.rows] == [(25, 4.5), (50, 4.25)]
+    where = f"{tmp_path}/a/train_log.jsonl:3: cut off: the file ends inside it; copy it again"
+    assert [reason.startswith(where) for reason in found.unreadable] == [True]
+
+
+def test_numbers_that_were_written_as_text_are_numbers(put, tmp_path):
+    put("a/hparams.json", {"seed": "17"})
+    put("a/train_log.jsonl", '{"step": "200", "ppl": "5.5"}\n')
+
+    (row,) = collect(tmp_path).rows
+
+    assert (row.step, row.label, row.value, row.seed) == (200, "200", 5.5, 17)
+
+
+def test_a_bad_row_of_a_table_is_named_with_its_line_and_the_others_stay(put, tmp_path):
+    put("variants_summary.csv", "variant,step,eval_loss\nR,10,2.5\nR,20,high\nR,30\nR,40,2.25\n")
+
+    found = collect(tmp_path)
+
+    assert [(row.step, row.value) for row in found.rows] == [(10, 2.5), (40, 2.25)]
+    assert [reason.split("_summary.csv:")[1].split(";")[0] for reason in found.unreadable] == [
+        "3: eval_loss is 'high'",
+        "4: not as many cells as columns",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "is_flagged"),
+    [
+        ([0.5, 0.00019], [10.774, 24.148], True),
+        # honest, and overfitting
+        ([3.5, 0.75], [10.774, 12.5], False),
+        ([3.5, 0.00019], [10.774, 5.25], False),
+    ],
+)
+def test_a_study_that_learnt_to_copy_its_input_is_flagged(put, tmp_path, train, val, is_flagged):
+    copied = study()
+    copied["history"] |= {"train_losses": train, "val_losses": val}
+    put("metrics.json", copied)
+
+    row = found_in(tmp_path)[tmp_path.name, "20", "val_loss"]
+
+    assert row.value == val[1]
+    assert any("do not score one task" in flag for flag in row.flags) == is_flagged
+
+
+@pytest.mark.parametrize(
+    ("strategy", "entropy", "largest"),
+    [("top1", None, None), ("topk_hard", None, None), ("topk-hard", None, None), ("softk", 0.0, 1.0)],
+)
+def test_gate_numbers_of_a_router_without_gates_are_void_and_never_zero(
+    put, tmp_path, strategy, entropy, largest
+):
+    record = {"step": 200, "strategy": strategy, "gate_entropy": 0.0, "mean_topk_prob": 1.0, "drop_rate": 0.0}
+    put("a/train_log.jsonl", json.dumps(record) + "\n")
+    put("x_summary.csv", UNIFIED + f"b,{strategy},2,1.25,8,256,,{CELLS.replace('0.4,x', '0.0,x')}")
+
+    rows = found_in(tmp_path)
+
+    assert rows["a", "200", "gate_entropy"].value == entropy
+    assert rows["a", "200", "mean_topk_prob"].value == largest
+    assert rows["a", "200", "drop_rate"].value == 0.0
+    assert rows[f"{tmp_path.name}/b", "run", "mean_gate_entropy"].value == entropy

@@ -1,9 +1,11 @@
+import errno
 import gzip
 import json
+import os
 
 import pytest
 
-from latentbridge.audit.collect.table import collect
+from latentbridge.audit.collect.table import collect, published
 from latentbridge.launch.cli import main
 
 
@@ -199,3 +201,113 @@ def test_steps_that_were_written_as_floats_are_steps(tmp_path):
 
 def test_a_folder_with_nothing_known_is_exit_code_1(tmp_path):
     assert command(tmp_path) == 1
+
+
+def test_published_files_that_were_compressed_are_read_like_plain_ones(tmp_path):
+    log = "[Final Eval] Target-alone acc: 0.770 | Bridged acc: 0.645\n"
+    for name, text in (("train.log", log), ("train_log.jsonl", '{"step": 25, "ppl": 4.5}\n')):
+        for folder in ("plain", "packed"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / "plain" / name).write_text(text)
+        (tmp_path / "packed" / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
+
+    found = collect(tmp_path)
+
+    read = {
+        run: [(row.metric, row.value) for row in found.rows if row.run == run] for run in ("plain", "packed")
+    }
+    assert len(read["plain"]) == 3 and read["packed"] == read["plain"]
+    assert found.files == 4
+
+
+def test_a_byte_order_mark_hides_nothing(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "metrics.json").write_bytes(mark + b'{"final_metrics": {"val_loss": 2.5}}')
+    (tmp_path / "x_summary.csv").write_bytes(mark + b"variant,step,eval_loss\r\nR,10,2.25\r\n")
+    (tmp_path / "train_log.jsonl").write_bytes(mark + b'{"step": 25, "ppl": 4.5}\r\n')
+
+    found = collect(tmp_path)
+
+    assert found.unreadable == []
+    assert [row.value for row in found.rows if row.value] == [2.5, 4.5, 2.25]
+
+
+def test_a_link_to_nothing_is_named_with_what_helps(run, tmp_path):
+    run("a-s17")
+    (tmp_path / "train.log").symlink_to(tmp_path / "gone")
+
+    found = collect(tmp_path)
+
+    assert [row.run for row in found.rows] == ["a-s17"] * 4
+    assert found.unreadable[0].startswith(
+        f"{tmp_path}/train.log: cannot be read (No such file or directory); "
+    )
+
+
+def test_every_file_that_is_not_read_is_named_with_what_helps(tmp_path):
+    for folder, text in (("a", ""), ("b", "{"), ("c", "null"), ("d", '{"history": 3}'), ("e", '{"x": 1}')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "metrics.json").write_text(text)
+
+    reasons = collect(tmp_path).unreadable
+
+    assert [
+        reason.startswith(f"{tmp_path}/{folder}/") for folder, reason in zip("abcde", reasons, strict=True)
+    ]
+    assert all(
+        reason.endswith("copy it again from where it was written, or take it out of the folder")
+        for reason in reasons
+    )
+
+
+def refuse(monkeypatch, folder):
+    """Lets nobody list a folder; root, whom rights do not stop, included."""
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.fspath(path) == str(folder):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+
+
+def test_a_folder_that_may_not_be_listed_is_named_and_costs_no_other(run, tmp_path, monkeypatch):
+    run("a-s17")
+    (tmp_path / "closed").mkdir()
+    refuse(monkeypatch, tmp_path / "closed")
+
+    found = collect(tmp_path)
+
+    assert len(found.rows) == 4
+    assert found.unreadable[0].startswith(f"{tmp_path}/closed: cannot be listed (Permission denied); mend")
+
+
+def test_reasons_are_printed_with_how_many_rows_they_are_of(tmp_path, capsys):
+    (tmp_path / "x_summary.csv").write_text("variant,step,eval_loss\nR,10,\nR,20,\nR,30,2.5\n")
+
+    command(tmp_path)
+
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "    void: empty in the file (2 rows)",
+        "    ! holds the balance loss: no language loss (3 rows)",
+        "1 file, 1 run, 3 rows, 2 void; 0 unreadable",
+    ]
+
+
+def test_what_is_no_folder_is_refused_with_what_to_name(tmp_path, capsys):
+    (tmp_path / "train.log").write_text("")
+
+    assert command(tmp_path / "train.log") == 2
+    assert "train.log: no such folder; name one that holds runs" in capsys.readouterr().err
+
+
+def test_a_launch_of_ours_without_its_plan_is_not_called_a_published_system_s(run, tmp_path):
+    assert published(tmp_path) == published(tmp_path / "nowhere") == ""
+    run("launch/stable-s17")
+    (tmp_path / "launch" / "summary.log").write_text("of ours\n")
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "eval_samples_step_final.jsonl").write_text("")
+
+    assert published(tmp_path / "launch") == ""
+    assert published(tmp_path / "theirs").startswith("it holds a published system's results")

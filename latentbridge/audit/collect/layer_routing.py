@@ -1,0 +1,92 @@
+"""The files of the published layer routing study: training_results.json and the two histories beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from latentbridge.audit.collect.files import AGAIN, read_document, read_object
+from latentbridge.audit.collect.rows import Row, fingerprint, goes_back
+from latentbridge.errors import DamageError
+from latentbridge.rundir import find_stored
+
+RESULTS = "training_results.json"
+HISTORIES = ("train_history.json", "val_history.json")
+WITH_BALANCE = "holds the balance loss: no language loss"
+UNTOLD = f"no {RESULTS} beside it says whether it holds the balance loss"
+SEVERAL_RUNS = "steps start again: the history is of several runs, which nothing tells apart"
+TRAINED = {"loss": "train_loss", "aux_loss": "balance_loss"}
+VALIDATED = {"loss": "val_loss", "accuracy": "val_accuracy", "perplexity": "val_perplexity"}
+# of a loss, and of what is made of one
+_HELD = ("train_loss", "val_loss", "val_perplexity")
+
+
+def read_training_results(path: Path, row: Row) -> Iterator[Row]:
+    """What a run was told, its time, and its best loss."""
+    row, results, flags = _told(path, row)
+    for metric, value in results.items():
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield row.at("final").having(key, inner)
+        else:
+            label = "best" if metric.startswith("best") else "final"
+            yield row.at(label).having(metric, value, *(flags if "loss" in metric else ()))
+
+
+def read_train_history(path: Path, row: Row) -> Iterator[Row]:
+    """train_history.json: loss, balance loss and learning rate of every update that was logged."""
+    return _history(path, row, lambda key: TRAINED.get(key, key))
+
+
+def read_val_history(path: Path, row: Row) -> Iterator[Row]:
+    """val_history.json: loss, accuracy and perplexity of every evaluation, and percent of tokens by layer."""
+    return _history(path, row, lambda key: VALIDATED.get(key, key))
+
+
+def _history(path: Path, row: Row, named: Callable[[str], str]) -> Iterator[Row]:
+    records = read_document(path)
+    if not isinstance(records, list):
+        raise DamageError(f"{path}: a list of records is needed, not a {type(records).__name__}; {AGAIN}")
+    if not all(isinstance(record, dict) and "step" in record for record in records):
+        raise DamageError(f"{path}: a record without a step; {AGAIN}")
+    beside = path.with_name(RESULTS)
+    flags: tuple[str, ...] = (UNTOLD,)
+    row = replace(row, layout="blueberry")
+    if find_stored(beside):
+        row, _, flags = _told(beside, row)
+    if not records:
+        yield row.at("final").lacking(named("loss"), "the history holds no record")
+    places = [row.at_step(record["step"]) for record in records]
+    gone = SEVERAL_RUNS if goes_back(here.step or 0 for here in places) else ""
+    for here, record in zip(places, records, strict=True):
+        for key, value in record.items():
+            # null where no layer is routed: there is no such loss
+            if key == "step" or (key == "aux_loss" and value is None):
+                continue
+            metric = named(key)
+            yield here.having(metric, value, *(flags if metric in _HELD else ()), gone=gone)
+
+
+def _last_step(path: Path) -> int:
+    """0 where there is no history, or one that its own reader refuses."""
+    try:
+        records = read_document(path) if find_stored(path) else []
+        return int(records[-1]["step"]) if records else 0
+    except (DamageError, KeyError, TypeError, ValueError):
+        return 0
+
+
+def _told(path: Path, row: Row) -> tuple[Row, dict[str, Any], tuple[str, ...]]:
+    """The run with its name and settings, its results, and what must be said of its losses."""
+    found = read_object(path, "config", "results")
+    config, results = found["config"], found["results"]
+    if not (isinstance(config, dict) and isinstance(results, dict)):
+        raise DamageError(f"{path}: config and results must be objects of names and values; {AGAIN}")
+    name = found.get("config_name") or found.get("experiment")
+    holds_balance = bool(config.get("use_dynamic_routing")) and config.get("load_balance_alpha")
+    # the config does not say how long the run was
+    lengths = [_last_step(path.with_name(name)) for name in HISTORIES]
+    row = replace(row, layout="blueberry", cell=name, config=fingerprint({**config, "steps": max(lengths)}))
+    return row, results, (WITH_BALANCE,) if holds_balance else ()
