@@ -27,6 +27,7 @@ from latentbridge.translator.config import TranslatorConfig
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SPECS = sorted(path for path in (ROOT / "configs").glob("*.yaml"))
+ARCHIVES = sorted(path.parent for path in (ROOT / "preserved_data").glob("*/archive.json"))
 FENCED = [part for number, part in enumerate(re.split(r"^```", README, flags=re.MULTILINE)) if number % 2]
 COMMANDS = sorted(set(re.findall(r"(?:latentbridge|python launch\.py) .*$", "".join(FENCED), re.MULTILINE)))
 
@@ -96,34 +97,19 @@ def test_the_bundled_models_come_from_the_configs_that_ship(name, config):
     assert today == shipped == next(cell.id for cell in plan.cells if cell.name == name)
 
 
-def test_the_preserved_result_of_the_readme_verifies_and_is_of_the_spec_that_ships():
-    archive = ROOT / "preserved_data" / "demo_gpu_20261122_121246"
-
+@pytest.mark.parametrize("archive", ARCHIVES, ids=[archive.name for archive in ARCHIVES])
+def test_every_preserved_result_is_whole(archive):
     assert verify(archive) == []
-    plan = make_plan("demo_gpu", cluster=None, settings=[], root=ROOT)
-    archived = [id_today(read_yaml(path).values) for path in archive.glob("*/config.yaml")]
-    assert sorted(archived) == sorted(cell.id for cell in plan.cells)
 
 
-def test_the_pretrained_result_of_the_readme_verifies_and_is_of_the_spec_that_ships():
-    archive = ROOT / "preserved_data" / "pretrained_20261126_022155"
-    metrics = {cell["cell"]: cell["metrics"] for cell in read_json(archive / "summary.json")["cells"]}
-    of = {key: {m: f"{metrics[key][m]['value']:.3f}" for m in metrics[key]} for key in metrics}
-    columns = [
-        "context_recovered",
-        *(f"context_recovered_{c}" for c in ("shuffled_source", "no_source", "cut_text")),
-    ]
-
-    assert verify(archive) == []
-    plan = make_plan("pretrained", cluster=None, settings=[], root=ROOT)
-    archived = [id_today(read_yaml(path).values) for path in archive.glob("*/config.yaml")]
-    assert sorted(archived) == sorted(cell.id for cell in plan.cells)
-    for name in of:
-        (row,) = re.findall(rf"^\| {name} \| (.*) \|$", README, re.MULTILINE)
-        shown = [cell.split(" ")[0] for cell in row.split(" | ")]
-        if "words" not in name:
-            assert shown[:4] == [of[name][column] for column in columns]
-        assert shown[-2:] == [of[name]["bridged_accuracy"], of[name]["target_alone_accuracy"]]
+@pytest.mark.parametrize(
+    ("spec", "archive"),
+    [("demo_gpu", "demo_gpu_20261122_121246"), ("pretrained", "pretrained_20261126_022155")],
+)
+def test_the_preserved_results_of_the_readmes_translators_are_of_the_specs_that_ship(spec, archive):
+    plan = make_plan(spec, cluster=None, settings=[], root=ROOT)
+    configs = (ROOT / "preserved_data" / archive).glob("*/config.yaml")
+    assert sorted(id_today(read_yaml(path).values) for path in configs) == sorted(c.id for c in plan.cells)
 
 
 def test_the_preserved_summary_is_what_is_made_of_the_archive_today_but_for_the_test():
@@ -162,17 +148,25 @@ def test_the_spec_of_the_readme_can_be_launched(tmp_path):
     assert len(make_plan(str(path), cluster=None, settings=[], root=ROOT).cells) == 9
 
 
-def test_the_numbers_of_the_readmes_curve_are_those_of_the_archive():
-    cells = read_json(ROOT / "preserved_data" / "demo_gpu_20261122_121246" / "summary.json")["cells"]
-    metrics = {cell["cell"]: cell["metrics"] for cell in cells}
-    columns = ["forward", "forward_no_fixes", "reverse", "reverse_no_fixes"]
-    rows = re.findall(r"^\| (1|2|4|8|16) \| (.*) \|$", README, re.MULTILINE)
+def _traced(*papers: str) -> str:
+    """Papers that ship, without the links of their numbers."""
+    text = "".join((ROOT / "papers" / name / "paper.md").read_text() for name in papers)
+    return re.sub(r"\[([^\[\]]+(?:\[[^\]]+\])?)\]\(#n\d+\)", r"\1", text)
 
-    assert [tokens for tokens, _ in rows] == ["1", "2", "4", "8", "16"]
-    for tokens, row in rows:
-        of = {column: metrics[f"{column}_soft_tokens={tokens}"] for column in columns}
-        found = [of[column]["bridged_accuracy"]["value"] for column in columns]
-        found += [
-            of["forward"][f"{control}_accuracy"]["value"] for control in ("shuffled_source", "cut_text")
-        ]
-        assert [float(cell.split()[0]) for cell in row.split(" | ")] == [round(value, 3) for value in found]
+
+def test_every_row_of_results_in_the_readme_is_one_that_a_paper_traces_to_its_runs():
+    results = r"^\| .*\d\.\d{3}.*$"
+    rows = re.findall(results, README, re.MULTILINE)
+
+    assert len(rows) > 35
+    assert [row for row in rows if row not in re.findall(results, _traced("tables"), re.MULTILINE)] == []
+
+
+def test_every_interval_in_the_readmes_prose_is_of_a_traced_paper_or_of_the_summary_of_its_day():
+    prose = "".join(re.split(r"^```", README, flags=re.MULTILINE)[::2])
+    summary = (ROOT / "preserved_data/demo_gpu_20261122_121246/summary.log").read_text()
+    known = (_traced("tables", "mixtures") + summary).replace("+", "")
+    found = re.findall(r"-?\d+\.\d{3} \[[-+\d., ]+\]", prose)
+
+    assert len(found) > 60
+    assert [interval for interval in found if interval.replace("+", "") not in known] == []

@@ -6,7 +6,6 @@ Ids are made once for all ranks and all runs of a launch, and mapped into memory
 from __future__ import annotations
 
 import gzip
-import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from latentbridge.data.config import BPE_ENTRIES, TextConfig
 from latentbridge.data.encoders import Block, Encoder, build_encoder, describe_encoder
 from latentbridge.data.gsm8k import load_gsm8k
 from latentbridge.errors import ConfigError, RunError
-from latentbridge.rundir import sync_folder
+from latentbridge.rundir import hash_file, sync_folder
 
 TextSplit = Literal["train", "validation", "test"]
 SPLITS: tuple[TextSplit, ...] = ("train", "validation", "test")
@@ -221,7 +220,7 @@ class Corpus:
         windows = self._config.eval_tokens // self._config.context
         train_files, eval_files = _files(self._config)
         # whichever text it was, by its content
-        digests = {path: _sha256(path) for path in (*train_files, *eval_files)}
+        digests = {path: hash_file(path) for path in (*train_files, *eval_files)}
         sources = {split: eval_files or train_files for split in SPLITS} | {"train": train_files}
         splits = {
             split: {
@@ -242,11 +241,6 @@ class Corpus:
             "eval_scored_tokens": windows * self._config.context,
             "splits": splits,
         }
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _save(path: Path, tokens: Block) -> None:

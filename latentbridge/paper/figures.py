@@ -34,6 +34,10 @@ PANELS = {
 _SHARE = re.compile(r"val_layer_(\d+)_gdn_share")
 
 
+CURVES = "a static and a routed cell whose training was logged"
+SPLITS = "routed layers whose evaluations were logged"
+
+
 def published(
     number: int, records: Records, baseline: CellRecords, dynamic: CellRecords
 ) -> tuple[Figure, Records]:
@@ -42,10 +46,10 @@ def published(
     alone = Records(records.summary, [dynamic])
     tokens = next(figure for figure in SPECIALISATION if figure.name == "token_colours")
     known = {
-        1: (Figure("figure1_architecture", architecture.read, architecture.plot), alone),
-        2: (Figure("figure2_training_curves", _read_curves, _plot_curves), both),
-        3: (Figure("figure3_routing_distribution", _read_splits, _plot_splits), alone),
-        4: (Figure("figure4_comparison", architecture.read, architecture.plot), both),
+        1: (Figure("figure1_architecture", architecture.read, architecture.plot, architecture.NEEDS), alone),
+        2: (Figure("figure2_training_curves", _read_curves, _plot_curves, CURVES), both),
+        3: (Figure("figure3_routing_distribution", _read_splits, _plot_splits, SPLITS), alone),
+        4: (Figure("figure4_comparison", architecture.read, architecture.plot, architecture.NEEDS), both),
         5: (tokens, alone),
     }
     if number not in known:

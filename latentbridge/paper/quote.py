@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from latentbridge.audit.records import CellRecords
+from latentbridge.audit.verdicts import WORDS, difference_text, p_text
 from latentbridge.errors import ConfigError
 from latentbridge.metric import Metric, better
 from latentbridge.paper.results import Found, LaunchResults, Results, measured
@@ -40,6 +43,17 @@ class Quote:
             what += f" [95 % over {found.row.interval_over}]"
         return self.trace.number(text, metric_of.value, what, sources)
 
+    def each(self, cell: str, metric: str, digits: int = 3) -> str:
+        """A value a seed, where there are too few for an interval."""
+        launch, records = self.results.cell(cell)
+        measured(records, metric)  # refuses what is void
+        numbers = []
+        for run in records.runs:
+            value, sources = run.row.value(metric), launch.sources(replace(records, runs=[run]), METRICS)
+            what = f"{cell}: {metric}, seed {run.row.seed}"
+            numbers.append(self.trace.number(shown(value, digits), value, what, sources))
+        return ", ".join(map(str, numbers))
+
     def gain(self, cell: str, baseline: str, metric: str, digits: int = 1) -> Number:
         """By how many percent of the baseline's mean a cell is better; negative: worse."""
         ours, theirs, what, sources = self._pair(cell, baseline, metric)
@@ -73,28 +87,33 @@ class Quote:
     def p(self, cell: str, baseline: str, metric: str) -> Number:
         """Of no difference, as its verdict has it."""
         found, _, what, sources = self._verdict(cell, baseline, metric)
-        if found.verdict.p is None:
+        p = found.verdict.p
+        if p is None:
             raise ConfigError(
                 f"neither less nor more of {metric} is better, so no p was made for it; use difference()"
             )
         correction = "by Holm over the spec's comparisons" if found.stated else "not stated before the run"
-        return self.trace.number(
-            f"{found.verdict.p:.3g}", found.verdict.p, f"p: {what}, {correction}", sources
-        )
+        return self.trace.number(p_text(p), p, f"p: {what}, {correction}", sources)
 
     def outcome(self, cell: str, baseline: str, metric: str) -> str:
         """won, tied or lost beyond the spread of the seeds; void where they cannot tell; "-": nobody can."""
-        return self.found(cell, baseline, metric).outcome
+        return self.found(cell, baseline, metric).verdict.outcome
+
+    def judged(self, cell: str, baseline: str, metric: str, called: str) -> str:
+        """The outcome as a sentence without its stop; called: what readers know the baseline as."""
+        return self.found(cell, baseline, metric).verdict.sentence(called)
 
     def verdict(self, cell: str, baseline: str, metric: str) -> str:
         """The outcome in words, with difference and p."""
         found = self.found(cell, baseline, metric)
-        if found.outcome == "void":
-            return f"not decided ({found.verdict.difference.void})"
-        if found.outcome == "-":
-            return f"neither better nor worse ({self.difference(cell, baseline, metric)})"
-        numbers = f"{self.difference(cell, baseline, metric)}, p = {self.p(cell, baseline, metric)}"
-        return f"{found.outcome} ({numbers}{'' if found.stated else ', not stated before the run'})"
+        brief = WORDS[found.verdict.outcome].brief
+        if found.verdict.is_void:
+            return f"{brief} ({difference_text(found.verdict.difference)})"
+        difference = self.difference(cell, baseline, metric)
+        if found.verdict.p is None:
+            return f"{brief} ({difference})"
+        unstated = "" if found.stated else ", not stated before the run"
+        return f"{brief} ({difference}, p = {self.p(cell, baseline, metric)}{unstated})"
 
     def seeds(self, cell: str) -> Number:
         """How many seeds a cell has."""
@@ -126,9 +145,10 @@ class Quote:
 
     def _verdict(self, cell: str, baseline: str, metric: str) -> tuple[Found, Metric, str, list[Source]]:
         found = self.found(cell, baseline, metric)
-        if found.outcome == "void":
+        if found.verdict.is_void:
+            reason = difference_text(found.verdict.difference)
             raise ConfigError(
-                f"{cell} against {baseline} on {metric} is void ({found.verdict.difference.void}); "
+                f"{cell} against {baseline} on {metric} is void ({reason}); "
                 "run what is missing, or leave the comparison out"
             )
         sources = self._pair(cell, baseline, metric)[3]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,15 +10,15 @@ from typing import Any
 
 from latentbridge.audit.ablations import judge
 from latentbridge.audit.records import CellRecords, Records, read_records
-from latentbridge.audit.summary import Verdict
+from latentbridge.audit.verdicts import Verdict
 from latentbridge.config import did_you_mean, listed
 from latentbridge.errors import ConfigError, DamageError
-from latentbridge.launch.archive import SUMS, hash_file, read_sums
+from latentbridge.launch.archive import SUMS, read_sums
 from latentbridge.launch.record import find_target
 from latentbridge.metric import Metric
 from latentbridge.paper.trace import Source
-
-_STAMP = re.compile(r"_\d{8}_\d{6}$")
+from latentbridge.rundir import find_stored, hash_file
+from latentbridge.stamps import unstamped
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,6 @@ class Found:
     verdict: Verdict
     stated: bool
 
-    @property
-    def outcome(self) -> str:
-        """won, tied, lost, void, or "-" where neither less nor more is better."""
-        return self.verdict.outcome
-
 
 class LaunchResults:
     """One launch, or the archive of one."""
@@ -41,7 +35,7 @@ class LaunchResults:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.plan = find_target(folder)[0].plan
-        self.name = _STAMP.sub("", folder.name)
+        self.name = unstamped(folder.name)
 
     @cached_property
     def records(self) -> Records:
@@ -60,7 +54,9 @@ class LaunchResults:
         """A file of every run of a cell; one that an archive knows by another checksum is refused."""
         found = []
         for run in cell.runs:
-            name = f"{run.row.name}/{file}"
+            # in an archive it may be there as NAME.gz alone, under whose name the sums have it
+            stored = find_stored(self.folder / run.row.name / file)
+            name = f"{run.row.name}/{stored.name if stored else file}"
             if name not in self._hashes:
                 self._hashes[name] = self._hash(name)
             launch = self.folder.name
@@ -81,7 +77,7 @@ class LaunchResults:
     @property
     def stated(self) -> Sequence[Verdict]:
         """What the spec asked for before the run, less what could not be decided."""
-        return [verdict for verdict in self.records.summary.verdicts if verdict.outcome != "void"]
+        return [verdict for verdict in self.records.summary.verdicts if not verdict.is_void]
 
     def verdict(self, cell: str, baseline: str, metric: str) -> Found:
         """As the spec stated it, else one that nobody announced, with an uncorrected p."""

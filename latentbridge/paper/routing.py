@@ -121,6 +121,10 @@ class RoutingPaper:
         """The choice rule."""
         return self.outcome == "won"
 
+    def judged(self) -> str:
+        """The outcome as a sentence without its stop."""
+        return self.quote.judged(self.roles.dynamic, self.roles.baseline, self.metric, "the static baseline")
+
     def collapsed(self) -> bool:
         """Whether any seed sends more than 90 % of a layer's tokens one way."""
         return any("ollapsed" in layer.status for layer in self.layers)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from latentbridge.audit.table import ACCURACY, ADAPTERS, LANGUAGE, RECOVERED
+from latentbridge.audit.verdicts import TIED, p_text
 from latentbridge.errors import ConfigError
 from latentbridge.paper.quote import Quote
 from latentbridge.paper.results import LaunchResults
@@ -122,15 +123,14 @@ def _ablations(launch: LaunchResults, quote: Quote) -> Table | None:
     rows: list[list[Cell]] = []
     for verdict in launch.records.summary.verdicts:
         names = (f"{launch.name}:{verdict.cell}", f"{launch.name}:{verdict.baseline}", verdict.metric)
-        is_void = verdict.outcome == "void"
-        difference: Cell = "void" if is_void else quote.difference(*names)
-        numbers = [difference, "-" if verdict.p is None else quote.p(*names)]
+        difference: Cell = "void" if verdict.is_void else quote.difference(*names)
+        numbers = [difference, p_text(None) if verdict.p is None else quote.p(*names)]
         rows.append([verdict.cell, verdict.baseline, verdict.metric, *numbers, verdict.outcome])
     if not rows:
         return None
     caption = (
         f"{launch.name}: comparisons that the spec stated before the run. Difference with its 95 % interval; "
-        "p over seeds, by Holm over all of them; tied: the seeds cannot tell."
+        f"p over seeds, by Holm over all of them; {TIED}."
     )
     return Table("ablations", caption, ["cell", "against", "metric", "difference", "p", "outcome"], rows)
 

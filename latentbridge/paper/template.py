@@ -3,7 +3,7 @@
 ---
 baseline: CELL      which cells the published constructs are about; left out: baseline and dynamic
 ---
-{{ value('softk', 'test_nll') }}  interval gain points difference p outcome verdict seeds
+{{ value('softk', 'test_nll') }}  interval each gain points difference p outcome judged verdict seeds
 {{ table('main_results') }}  {{ figure('overlay', 'caption') }}  {% if outcome(...) == 'won' %} {% endif %}
 """
 
@@ -145,7 +145,10 @@ def _calls(filled: Filled, roles: Roles) -> dict[str, Any]:
     """What a template may call, by name."""
     quote = filled.quote
     routing = RoutingPaper(quote, roles)
-    numbers = ("value", "interval", "gain", "points", "difference", "p", "outcome", "verdict", "seeds")
+    numbers = (
+        *("value", "interval", "each", "gain", "points", "difference", "p", "seeds"),
+        *("outcome", "judged", "verdict"),
+    )
     words = ("abstract", "results", "discussion", "achieved", "larger_mixer", "largest_share", "split")
     return {
         **{name: getattr(quote, name) for name in numbers},
@@ -168,7 +171,7 @@ def _figure(filled: Filled, name: str, caption: str, launch: str | None) -> str:
     of = filled.quote.results.launch(launch)
     files = render(known(name), of.records, ("png",))
     if not files:
-        raise ConfigError(f"{of.name} has no results for figure '{name}'")
+        raise ConfigError(known(name).nothing(of.records))
     return _place(filled, f"{of.name}_{name}", files, caption or name)
 
 
@@ -181,7 +184,7 @@ def _published(filled: Filled, roles: Roles, number: int, title: str) -> str:
     # the published guide's optional one
     if number == 5:
         return f"*Figure 5 is optional: {launch.name} has no results to draw it from.*"
-    raise ConfigError(f"{launch.name} has no results for figure {number} ({figure.name})")
+    raise ConfigError(f"figure {number}: {figure.nothing(part)}")
 
 
 def _place(filled: Filled, name: str, files: dict[str, str | bytes], caption: str) -> str:

@@ -7,12 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from latentbridge.paper.routing import RoutingPaper
 
-_COMPARED = {
-    "tied": "The seeds cannot tell it from the static baseline",
-    "lost": "It is worse than the static baseline",
-    "void": "There are too few seeds to tell it from the static baseline",
-}
-
 
 def summary(paper: RoutingPaper) -> str:
     """Outcome, losses and split."""
@@ -23,7 +17,7 @@ def summary(paper: RoutingPaper) -> str:
     if paper.won():
         gain = paper.quote.gain(paper.roles.dynamic, paper.roles.baseline, paper.loss)
         return f"Dynamic routing improves on the static baseline by {gain} ({losses}); {_splits(paper)}."
-    return f"Dynamic routing: {_splits(paper)}. {_COMPARED[paper.outcome]} ({losses})."
+    return f"Dynamic routing: {_splits(paper)}. {paper.judged()} ({losses})."
 
 
 def discussion(paper: RoutingPaper) -> str:
@@ -56,8 +50,9 @@ def _won(paper: RoutingPaper) -> str:
 
 def _static(paper: RoutingPaper) -> str:
     verdict = paper.quote.verdict(paper.roles.dynamic, paper.roles.baseline, paper.metric)
+    numbers = "" if paper.outcome == "void" else f": {verdict}"
     return (
-        f"### 6.1 Why a static choice suffices\n\n{_COMPARED[paper.outcome]}: {verdict}. Three reasons are "
+        f"### 6.1 Why a static choice suffices\n\n{paper.judged()}{numbers}. Three reasons are "
         "possible, and these runs do not tell them apart:\n\n"
         "1. The router, and mixers that a token does not take, are overhead.\n"
         "2. A choice by layer is fine enough; by token it adds nothing at this size.\n"

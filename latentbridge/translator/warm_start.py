@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from latentbridge.data.assets import ASSETS
 from latentbridge.errors import ConfigError, RunError
+from latentbridge.rundir import hash_file
 from latentbridge.translator.bridges import Bridge
 
 _BUNDLED = "bundled:"
@@ -45,8 +45,7 @@ def warm_start(bridge: Bridge, name: str) -> dict[str, Any]:
                 "only soft_tokens may differ (and only shrink): set model.* and both models as it was trained"
             )
     bridge.load_state_dict(weights)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return {"from": name, "sha256": digest, "soft_tokens": [had, has]}
+    return {"from": name, "sha256": hash_file(path), "soft_tokens": [had, has]}
 
 
 def fewer_queries(queries: Tensor, count: int) -> Tensor:
