@@ -93,42 +93,74 @@ def readable(takers: Takers, length: int, block: int = BLOCK) -> BlockMask:
     def may_read(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (starts[query] <= key) & (key <= ends[query])
 
-    partial, full = _blocks(order, starts, end, block)
-    return BlockMask.from_kv_blocks(
-        partial.sizes,
-        partial.indices,
-        full.sizes,
-        full.indices,
-        BLOCK_SIZE=block,
+    (some, every), (some_by, every_by) = _blocks(order, starts, end, block)
+    return BlockMask(
+        (total, total),
+        *some,
+        *every,
+        *some_by,
+        *every_by,
+        BLOCK_SIZE=(block, block),
         mask_mod=may_read,
-        seq_lengths=(total, total),
     )
 
 
+class _Range(NamedTuple):
+    """For each of Z blocks those from `first` to before `stop`, (Z,) each; none where that is not after."""
+
+    first: Tensor
+    stop: Tensor
+
+    def turned(self) -> _Range:
+        """The same pairs by the other block, for ranges of which neither end ever goes back."""
+        numbers = torch.arange(len(self.first), device=self.first.device)[:, None]
+        # those that have stopped by then, and those that have begun
+        return _Range((self.stop <= numbers).sum(dim=1), (self.first <= numbers).sum(dim=1))
+
+
 class _Listed(NamedTuple):
-    """Blocks of keys for each of Z of queries: of indices (1, 1, Z, Z) as many as sizes (1, 1, Z) say."""
+    """For each of Z blocks the first `sizes` (1, 1, Z) of `indices` (1, 1, Z, Z)."""
 
     sizes: Tensor
     indices: Tensor
 
 
-def _blocks(order: Tensor, starts: Tensor, end: Tensor, block: int) -> tuple[_Listed, _Listed]:
-    """Those that some of a block of queries may read and some not, and those that all may."""
-    numbers = torch.arange(-(-len(order) // block), device=order.device)
-    first = numbers * block
+def _blocks(
+    order: Tensor, starts: Tensor, end: Tensor, block: int
+) -> tuple[tuple[_Listed, _Listed], tuple[_Listed, _Listed]]:
+    """Blocks of keys that each of queries reads, in part and in whole; and blocks of queries by key.
+
+    Both are written down by arithmetic: torch would turn the one into the other by a sort, which its compiler
+    refuses from 128 blocks on.
+    """
+    total = -(-len(order) // block)
+    first = torch.arange(total, device=order.device) * block
     last = (first + block).clamp(max=end) - 1
+    # blocks without one who asks are the last ones, and so is one of which a part asks
     is_asked, is_whole = first < end, last == first + block - 1
     last = last.clamp(min=0)
     # texts follow each other, so these are of the first text and up to the last place
-    begin = starts[first] // block
-    count = torch.where(is_asked, order[last] // block + 1 - begin, 0)
+    some = _where(is_asked, starts[first] // block, order[last] // block + 1, total)
     # all may read the last text up to the first place
-    full_begin = -(-starts[last] // block)
-    full = torch.where(is_whole, (order[first] + 1) // block - full_begin, 0).clamp(min=0)
-    listed = begin[:, None] + numbers
-    listed = listed + torch.where(listed >= full_begin[:, None], full[:, None], 0)
-    return _listed(count - full, listed), _listed(full, full_begin[:, None] + numbers)
+    every = _where(is_whole, -(-starts[last] // block), (order[first] + 1) // block, total)
+    return _listed(some, every), _listed(some.turned(), every.turned())
 
 
-def _listed(sizes: Tensor, indices: Tensor) -> _Listed:
+def _where(has: Tensor, first: Tensor, stop: Tensor, total: int) -> _Range:
+    return _Range(torch.where(has, first, total), torch.where(has, stop, total))
+
+
+def _listed(some: _Range, every: _Range) -> tuple[_Listed, _Listed]:
+    """What is in `some` and not in `every`, and what is in `every`, which is a part of it."""
+    numbers = torch.arange(len(some.first), device=some.first.device)
+    whole = (every.stop - every.first).clamp(min=0)
+    rest = some.first[:, None] + numbers
+    rest = rest + torch.where(rest >= every.first[:, None], whole[:, None], 0)
+    return (
+        _as_listed(some.stop - some.first - whole, rest),
+        _as_listed(whole, every.first[:, None] + numbers),
+    )
+
+
+def _as_listed(sizes: Tensor, indices: Tensor) -> _Listed:
     return _Listed(sizes.int()[None, None], indices.clamp(max=len(sizes) - 1).int()[None, None])

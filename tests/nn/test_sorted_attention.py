@@ -96,6 +96,9 @@ def test_blocks_are_those_that_a_mask_of_all_pairs_comes_to(shares, length: int)
     assert (full <= must).all()
     # nobody who asks, nothing to read
     assert not (partial | full)[-(-int(takers.end) // block) :].any()
+    # and by key, as a backward goes through them, they are the same
+    assert torch.equal(dense(found.q_num_blocks, found.q_indices), partial.T)
+    assert torch.equal(dense(found.full_q_num_blocks, found.full_q_indices), full.T)
 
 
 def dense(sizes: Tensor, indices: Tensor) -> Tensor:
