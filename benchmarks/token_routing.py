@@ -38,7 +38,7 @@ from latentbridge.nn.gated_deltanet import GatedDeltaNet, Rule
 from latentbridge.nn.layer_routing import Route, RoutedMixer
 from latentbridge.nn.rope import rotations
 from latentbridge.nn.sorted_attention import Reader, plain
-from latentbridge.nn.sorted_attention_backend import choose_reader, reader_of
+from latentbridge.nn.sorted_attention_backend import LONG, choose_reader, reader_of
 from latentbridge.nn.takers import find_takers
 from latentbridge.rundir import RunDir, read_jsonl
 from latentbridge.train.loop import begin, fit
@@ -72,9 +72,10 @@ def main() -> None:
     gpu = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if gpu else "cpu"), torch.bfloat16 if gpu else torch.float32
     backend = choose_backend(device, dtype, (options.gdn_width,) * 2)
-    reader = choose_reader(device, dtype, options.dim // options.heads)
+    reader = choose_reader(device, dtype, options.dim // options.heads, max(LONG, *options.lengths))
     report.say(f"# What routing costs and saves\n\n{card()}, {dtype}; gated delta: {backend.name}")
-    report.say(f"({backend.reason}); routed softmax: {reader.name} ({reader.reason});")
+    report.say(f"({backend.reason}); routed softmax: {reader.name} ({reader.reason}),")
+    report.say(f"in a run of texts from {LONG:,} tokens on, before that plain;")
     report.say(f"D={options.dim} H={options.heads} K=V={options.gdn_width}")
     kernels = Kernels(rule_of(backend.name), reader_of(reader.name))
     parts: dict[str, Callable[..., None]] = {"mixer": mixers, "whole": wholes, "train": trained}
@@ -114,7 +115,7 @@ def mixers(
     torch.manual_seed(0)
     width = options.gdn_width
     gdn = GatedDeltaNet(options.dim, options.heads, width, width, rule=kernels.rule)
-    softmax = CausalAttention(options.dim, options.heads, False, 0.0, kernels.reader)
+    softmax = CausalAttention(options.dim, options.heads, False, 0.0)
     mixer = RoutedMixer(gdn, softmax).to(device, dtype)
     report.table(
         "length", "way", "forward ms", "forward and backward ms", "peak GiB", "of both", "of softmax"
@@ -123,16 +124,18 @@ def mixers(
         # each length is compiled, and a compiler gives up after eight of one function
         torch._dynamo.reset()
         with report.attempt(f"{length:,}", "all"):
-            measure(mixer, length, options, report)
+            measure(mixer, length, options, report, kernels)
 
 
-def measure(mixer: RoutedMixer, length: int, options: argparse.Namespace, report: Report) -> None:
+def measure(
+    mixer: RoutedMixer, length: int, options: argparse.Namespace, report: Report, kernels: Kernels
+) -> None:
     """Each way at one length."""
     weight = next(mixer.parameters())
     x = torch.randn(options.tokens // length, length, options.dim, device=weight.device, dtype=weight.dtype)
     takes = torch.rand(x.shape[:2], device=x.device) < options.share
     gates = torch.stack([~takes, takes], dim=-1).float()
-    works = ways(mixer, x.requires_grad_(), gates)
+    works = ways(mixer, x.requires_grad_(), gates, kernels.reader)
     above = torch.randn_like(x)
     exact = exactly(mixer, x, gates, above)
     of_both = errors(works["both"], exact, x, above)
@@ -152,28 +155,27 @@ def measure(mixer: RoutedMixer, length: int, options: argparse.Namespace, report
             report.row(f"{length:,}", name, spread(forward), spread(both), peak_gib(), *cells)
 
 
-def ways(mixer: RoutedMixer, x: Tensor, gates: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """What is compared."""
+def ways(mixer: RoutedMixer, x: Tensor, gates: Tensor, reader: Reader) -> dict[str, Callable[[], Tensor]]:
+    """What is compared; reader: one that is sound here."""
     softmax, turns = mixer.softmax, turns_of(mixer, x)
-    assert isinstance(softmax, CausalAttention)
 
-    def routed(mixer: RoutedMixer) -> Tensor:
+    def routed(reader: Reader) -> Tensor:
+        # of the same weights
+        attention = copy(softmax)
+        attention.reader = reader  # type: ignore[assignment]
         # finding takers is part of the work
-        out: Tensor = mixer(x, turns, Route(gates, find_takers(gates[:, :, None])[0]))
+        route = Route(gates, find_takers(gates[:, :, None])[0])
+        out: Tensor = RoutedMixer(mixer.gdn, attention)(x, turns, route)
         return out
 
     found = {
         "both": lambda: mixer(x, turns, Route(gates, None)),
         "softmax": lambda: softmax(x, turns),
         "gdn": lambda: mixer.gdn(x, turns),
-        "routed": lambda: routed(mixer),
+        "routed, plain": lambda: routed(plain),
     }
-    if softmax.reader is not plain:
-        # of the same weights
-        attention = copy(softmax)
-        attention.reader = plain
-        other = RoutedMixer(mixer.gdn, attention)
-        found["routed, plain"] = lambda: routed(other)
+    if reader is not plain:
+        found["routed, by blocks"] = lambda: routed(reader)
     return {name: compiled(work) for name, work in found.items()}
 
 

@@ -43,7 +43,7 @@ def choose_backends(
     model, gdn = config.model, config.gdn
     found = {"gated_delta": choose_backend(device, dtype, (gdn.key_width, gdn.value_width))}
     if config.routed and config.routing.compute == "sparse":
-        found["routed_softmax"] = choose_reader(device, dtype, model.dim // model.heads)
+        found["routed_softmax"] = choose_reader(device, dtype, model.dim // model.heads, config.text.context)
     return found
 
 

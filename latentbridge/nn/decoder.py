@@ -87,10 +87,13 @@ class CausalAttention(nn.Module):
         return query, key, value
 
     def at(self, x: Tensor, turns: Rotations | None, takers: Takers) -> Tensor:
-        """What `forward` returns for some tokens, and 0 for others: they alone ask, and read all.
+        """What `forward` returns for some tokens, and anything finite for others: they alone ask, of all.
 
-        No attention weight is dropped;  returns (B, T, D)
+        No attention weight is dropped, but by `plain` on a GPU;  returns (B, T, D)
         """
+        if takers.end is not None and self.reader is plain:
+            # torch reads for every place: a query of each is one product with its key, and nothing is sorted
+            return self.forward(x, turns)
         dim, (weight, bias) = x.shape[-1], (self.query_key_value.weight, self.query_key_value.bias)
         of_query, of_rest = (None, None) if bias is None else (bias[:dim], bias[dim:])
         query = takers.project(takers.take(x), weight[:dim], of_query)

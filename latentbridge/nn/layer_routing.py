@@ -107,7 +107,8 @@ def gates(taken: Tensor, relaxed: Tensor | None, gradient: RouterGradient) -> Te
 class RoutedMixer(nn.Module):
     """Gated delta or softmax attention, token by token; both read all tokens.
 
-    Either is called as mixer(x, turns), and as mixer.at(x, turns, takers) where some outputs are enough.
+    Either is called as mixer(x, turns), and as mixer.at(x, turns, takers) where some outputs are enough: the
+    others are finite, and their gates 0.
     """
 
     def __init__(self, gdn: nn.Module, softmax: nn.Module) -> None:

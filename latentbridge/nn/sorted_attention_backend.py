@@ -9,12 +9,20 @@ from latentbridge.nn.backend import Backend, against_kernels, largest_error, ver
 from latentbridge.nn.sorted_attention import BLOCK, Reader, by_blocks, plain
 from latentbridge.nn.takers import find_takers
 
+# tokens of a text from which blocks are read sooner than all places (H200, 12 heads of 64, half of them ask)
+LONG = 8192
 
-def choose_reader(device: torch.device, dtype: torch.dtype, width: int) -> Backend:
-    """What a run on this device, with weights of this type, should use; asked once; width: of a head."""
+
+def choose_reader(device: torch.device, dtype: torch.dtype, width: int, length: int) -> Backend:
+    """What a run on this device, with weights of this type, should use; asked once.
+
+    width: of a head;  length: T, tokens of a text
+    """
     against = against_kernels(device, dtype)
     if against is not None:
         return Backend("plain", against)
+    if length < LONG:
+        return Backend("plain", f"texts of {length:,} tokens; from {LONG:,} on it pays to read by blocks")
     is_sound, reason = verdict("FlexAttention", lambda: error_of(by_blocks, device, dtype, width))
     return Backend("by_blocks" if is_sound else "plain", reason)
 

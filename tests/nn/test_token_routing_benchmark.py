@@ -30,7 +30,7 @@ def benchmark(monkeypatch, tmp_path):
 def test_every_mixer_and_model_is_measured_at_every_length_and_saved(benchmark):
     _, run = benchmark
     rows = [line.split(" | ")[:2] for line in run("mixer", "whole") if line.startswith(("| 16", "| 24"))]
-    mixers = ["both", "softmax", "gdn", "routed"]
+    mixers = ["both", "softmax", "gdn", "routed, plain"]
     models = ["gdn", "softmax", "baseline", "routed"]
 
     expected = [[f"| {length}", name] for length in (16, 24) for name in mixers]
@@ -54,13 +54,13 @@ def test_what_is_wrong_or_fails_is_told_and_not_timed_and_the_rest_is(
     monkeypatch.setattr(module.RoutedMixer, "forward", wrong)
     monkeypatch.setattr(module, "wholes", refuse)
     with pytest.raises(
-        SystemExit, match=rf"whole: ValueError: one \| two\n16, routed: .* it is off by {told}"
+        SystemExit, match=rf"whole: ValueError: one \| two\n16, routed, plain: .* it is off by {told}"
     ):
         run("whole", "mixer")
     (saved,) = tmp_path.iterdir()
     rows = [line.split(" | ")[:3] for line in saved.read_text().splitlines() if line.startswith("| 16")]
 
-    assert [name for _, name, _ in rows] == ["both", "softmax", "gdn", "routed"]
+    assert [name for _, name, _ in rows] == ["both", "softmax", "gdn", "routed, plain"]
     assert ["failed" in found for *_, found in rows] == [False, False, False, True]
 
 
