@@ -15,7 +15,7 @@ Direction = Literal["lower", "higher"]
 
 # last words of names
 LOWER = (
-    *("nll", "loss", "perplexity", "bits_per_byte", "s", "kv_mib"),
+    *("nll", "loss", "perplexity", "ppl", "bits_per_byte", "bpc", "s", "kv_mib"),
     *("demand_cv", "max_vio", "dead_experts", "gini", "drop_rate"),
 )
 HIGHER = ("accuracy", "score", "context_recovered", "tokens_per_s", "kv_saved_mib")

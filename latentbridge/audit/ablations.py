@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from latentbridge.audit.eval_checks import counted
 from latentbridge.audit.statistics.corrections import holm, outcome
 from latentbridge.audit.statistics.seeds import compare_seeds, seed_mean
 from latentbridge.audit.summary import CLAIM, CellRow, RunRow, Summary, gaps
@@ -149,8 +148,10 @@ def _cannot_tell(side: _Side, metric: str) -> str:
     """Why the seeds of a side have no spread to judge by; empty where they have."""
     if lacking := gaps(side.runs, metric):
         return f"{side.name}: {lacking}"
-    if len(side.runs) < 2:
-        return f"{side.name}: {counted(side.runs, 'seed')}; a spread takes 2 or more"
+    if not side.runs:
+        return f"{side.name}: no run"
+    if len(side.runs) == 1:
+        return f"{side.name}: one run tells nothing of the spread between runs"
     return ""
 
 

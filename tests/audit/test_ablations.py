@@ -131,7 +131,7 @@ def test_a_lower_loss_wins(launch, metric):
 @pytest.mark.parametrize(
     ("first", "second", "reason"),
     [
-        ((0.6,), (0.5,), "new: 1 seed; a spread takes 2 or more"),
+        ((0.6,), (0.5,), "new: one run tells nothing of the spread between runs"),
         ((0.6, 0.7), (0.5, 0.6), "every pair of seeds differs by the same"),
         ((0.6, 0.6), (0.5, 0.5, 0.5), "in each cell all seeds gave one value"),
     ],

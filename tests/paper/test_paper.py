@@ -177,7 +177,8 @@ def test_a_single_seed_decides_nothing(template, launch):
     text = markdown_of(template("{{ abstract() }} {{ achieved() }}"), launch)
 
     assert (
-        "could not be judged against the static baseline: dynamic: 1 seed; a spread takes" in text
+        "could not be judged against the static baseline: dynamic: one run tells nothing of the spread"
+        in text
         and "did not achieve" in text
     )
 

@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
+from latentbridge.audit.comparison.answers import Answers, Key, is_over_questions, read_answers
+from latentbridge.audit.comparison.checks import same_files
+from latentbridge.audit.comparison.runs import Run
 from latentbridge.audit.comparison.sides import Pair
-from latentbridge.audit.records import RunRecords
 from latentbridge.audit.statistics.corrections import Decided, holm, outcome
 from latentbridge.audit.statistics.effects import cohens_h
 from latentbridge.audit.statistics.power import questions_for
 from latentbridge.audit.statistics.questions import mcnemar_exact, paired_bootstrap
 from latentbridge.errors import ConfigError, DamageError
 from latentbridge.metric import Metric, better, void
-from latentbridge.rundir import find_stored, read_jsonl
 
-# a question, its gold answer, and the how manieth of its kind it is: some sets ask one twice
-Key = tuple[str, str, int]
-Answers = dict[Key, dict[str, Any]]
+# characters of a question in a message
+SHOWN = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedTable:
-    """Right answers of one pair of runs, and McNemar's exact p, corrected by `correct`."""
+    """Right answers of one pair of runs, and McNemar's exact p, corrected by `correct`.
 
-    seed: int
+    seed: None where it is not told, or not one
+    """
+
+    seed: int | None
     both: int
     only_cell: int
     only_baseline: int
@@ -56,22 +58,21 @@ class QuestionRow:
 
 def question_rows(pair: Pair, metrics: Sequence[str]) -> list[QuestionRow]:
     """A row for every metric that is a mean over questions; none where nothing was asked."""
-    asked = [metric for metric in metrics if _reader(metric)]
+    asked = [metric for metric in metrics if is_over_questions(metric)]
     if not asked:
         return []
-    files = {id(run): run.folder.eval_samples("final") for run in pair.runs}
-    if lacking := [run.row.name for run in pair.runs if not find_stored(files[id(run)])]:
-        if len(lacking) == len(files):
+    row = partial(QuestionRow, cell=pair.side.name, baseline=pair.baseline.name)
+    if lacking := [run.name for run in pair.runs if run.answers is None]:
+        if len(lacking) == len(pair.runs):
             return []
         reason = f"no eval_samples_step_final.jsonl in {', '.join(lacking)}"
-        names = (pair.side.name, pair.baseline.name)
-        return [
-            QuestionRow(cell=names[0], baseline=names[1], metric=metric, difference=void(reason))
-            for metric in asked
-        ]
-    answers = [read_answers(run) for run in pair.runs]
+        return [row(metric=metric, difference=void(reason)) for metric in asked]
+    answers = [read_answers(run.answers) for run in pair.runs if run.answers]
     for run, found in zip(pair.runs[1:], answers[1:], strict=True):
         _refuse_others(pair.runs[0], answers[0], run, found)
+    if same := [mine.name for mine, its in pair.matched if same_files(mine, its)]:
+        reason = f"identical files: {', '.join(same)} and its partner hold the same answers, byte for byte"
+        return [row(metric=metric, difference=void(reason)) for metric in asked]
     return [_row(pair, metric, answers) for metric in asked]
 
 
@@ -83,55 +84,40 @@ def correct(rows: Sequence[QuestionRow]) -> list[QuestionRow]:
     ]
 
 
-def read_answers(run: RunRecords) -> Answers:
-    """The final evaluation's records by question."""
-    path, seen, found = run.folder.eval_samples("final"), Counter[tuple[str, str]](), {}
-    for number, record in enumerate(read_jsonl(path), start=1):
-        if not record.keys() >= {"question", "gold_extracted"}:
-            raise DamageError(f"{path}:{number}: a record without question and gold_extracted")
-        asked = (str(record["question"]), str(record["gold_extracted"]))
-        found[*asked, seen[asked]] = record
-        seen[asked] += 1
-    if not found:
-        raise DamageError(f"{path}: it holds no record")
-    return found
-
-
-def _reader(metric: str) -> Callable[[dict[str, Any]], float] | None:
-    """How a metric is read off a record; None where it is no mean over questions."""
-    if metric.endswith("_accuracy"):
-        key = metric.removesuffix("_accuracy") + "_match"
-        return lambda record: float(record[key])
-    return (lambda record: float(record[metric])) if metric.endswith("_nll") else None
-
-
-def _refuse_others(first: RunRecords, asked: Answers, run: RunRecords, found: Answers) -> None:
-    names = [f"{each.folder.path.parent.name}/{each.row.name}" for each in (first, run)]
+def _refuse_others(first: Run, asked: Answers, run: Run, found: Answers) -> None:
     lines = [
-        f"{len(only)} of {len(whole)} questions of {name} are not among the other's, such as "
-        f"'{' '.join(next(iter(only))[0].split())[:60]}'"
-        for name, whole, other in ((names[0], asked, found), (names[1], found, asked))
+        f"{len(only)} of {len(whole)} questions of {each.name} are not among the other's, such as "
+        f"'{_brief(next(iter(only)))}'"
+        for each, whole, other in (
+            (first, asked.records, found.records),
+            (run, found.records, asked.records),
+        )
         if (only := {key: None for key in whole if key not in other})
     ]
     if lines:
         raise ConfigError(
-            f"{names[0]} and {names[1]} were not asked the same: {'; '.join(lines)}. Evaluate both on one "
-            "set: `problems` and `eval` of their configs"
+            f"{first.name} and {run.name} were not asked the same: {'; '.join(lines)}. What is not shared "
+            "is not averaged: evaluate both on one set"
         )
+
+
+def _brief(key: Key) -> str:
+    """A question's own end: what stands before it may be one prefix for all; and its gold answer."""
+    text = " ".join(key[0].split())
+    return f"{text if len(text) <= SHOWN else '... ' + text[-SHOWN:]}' (gold answer '{key[1]}"
 
 
 def _row(pair: Pair, metric: str, answers: Sequence[Answers]) -> QuestionRow:
     """answers: one for each of pair.runs, of the same questions."""
     row = partial(QuestionRow, cell=pair.side.name, baseline=pair.baseline.name, metric=metric)
-    read, keys = _reader(metric), list(answers[0])
-    assert read is not None
+    keys = list(answers[0].records)
     try:
-        values = [[read(found[key]) for key in keys] for found in answers]
-    except (KeyError, TypeError):
-        return row(difference=void("not in every record of the questions"))
+        values = [found.values(metric, keys) for found in answers]
+    except DamageError as error:
+        return row(difference=void(str(error)))
     for run, of_run in zip(pair.runs, values, strict=True):
         _refuse_disagreement(run, metric, math.fsum(of_run) / len(of_run))
-    half = len(pair.seeds)
+    half = len(pair.matched)
     mine, its = values[:half], values[half:]
     # by question over seeds: it is questions that are drawn anew
     means = [[math.fsum(column) / half for column in zip(*part, strict=True)] for part in (mine, its)]
@@ -145,17 +131,17 @@ def _row(pair: Pair, metric: str, answers: Sequence[Answers]) -> QuestionRow:
     return row(difference=difference, tables=tables, h=cohens_h(*shares), needed=questions_for(*rates))
 
 
-def _refuse_disagreement(run: RunRecords, metric: str, mean: float) -> None:
+def _refuse_disagreement(run: Run, metric: str, mean: float) -> None:
     """Records and metrics of one evaluation say the same, or one of the files is of another."""
-    told = run.row.value(metric)
+    told = run.value(metric)
     if not math.isclose(mean, told, rel_tol=1e-9, abs_tol=1e-12):
         raise DamageError(
-            f"{run.folder.eval_samples('final')}: its records give {metric} {mean:.6g}, metrics.jsonl says "
+            f"{run.answers}: its records give {metric} {mean:.6g}, metrics.jsonl says "
             f"{told:.6g}; they are not of one evaluation. Restore or repeat the run"
         )
 
 
-def _table(seed: int, mine: Sequence[float], its: Sequence[float]) -> SeedTable:
+def _table(seed: int | None, mine: Sequence[float], its: Sequence[float]) -> SeedTable:
     counts = Counter(zip(mine, its, strict=True))
     only_cell, only_baseline = counts[1.0, 0.0], counts[0.0, 1.0]
     return SeedTable(

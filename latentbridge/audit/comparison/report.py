@@ -8,9 +8,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from latentbridge.audit.ablations import judge
+from latentbridge.audit.comparison.checks import check, doubts
+from latentbridge.audit.comparison.published import KNOWN_BY
 from latentbridge.audit.comparison.questions import QuestionRow, correct, question_rows
-from latentbridge.audit.comparison.sides import Pair, Side, read_pairs, texts_not_told
-from latentbridge.audit.records import RunRecords, setting
+from latentbridge.audit.comparison.runs import Run
+from latentbridge.audit.comparison.sides import Pair, Side, pair_up
 from latentbridge.audit.statistics.effects import cohens_d, cohens_d_z
 from latentbridge.audit.statistics.power import seeds_for
 from latentbridge.audit.statistics.seeds import seed_mean
@@ -29,7 +31,7 @@ class FinalAndPeak:
 
     cell: str
     metric: str
-    seeds: tuple[int, ...]
+    seeds: tuple[int | None, ...]
     final: Metric
     peak: Metric
     evaluations: int
@@ -85,10 +87,12 @@ class Report:
 def compare(texts: Sequence[str], patterns: Sequence[str] = ()) -> Report:
     """Compare sides as a person names them, the baseline first.
 
-    patterns: metrics by name or pattern; none: those that the baseline's launch was made for
+    patterns: metrics by name or pattern; none: those that the baseline's launch was made for, with published
+    systems as far as both have them, and those that these are known by
     ConfigError for what may not be compared, with what differs and what would help.
     """
-    pairs, left_out = read_pairs(texts), []
+    pairs, left_out = pair_up(texts), []
+    check(pairs)
     metrics: list[list[str]] = []
     for pair in pairs:
         chosen, not_shared = _choose(pair, patterns)
@@ -101,7 +105,9 @@ def compare(texts: Sequence[str], patterns: Sequence[str] = ()) -> Report:
         seeds=_over_seeds(pairs, metrics),
         questions=correct(rows),
         left_out=list(dict.fromkeys(left_out)),
-        unsure=[text for pair in pairs for text in texts_not_told(pair)],
+        unsure=list(
+            dict.fromkeys(text for each in zip(pairs, metrics, strict=True) for text in doubts(*each))
+        ),
     )
 
 
@@ -116,8 +122,11 @@ def _sides(pairs: Sequence[Pair], metrics: Sequence[Sequence[str]]) -> list[tupl
 
 def _choose(pair: Pair, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
     """Metrics to compare, and why others that a pattern matches are not; one that is named is not let go."""
-    measured = dict.fromkeys(metric for run in pair.runs for metric in run.row.metrics)
+    measured = dict.fromkeys(metric for run in pair.runs for metric in run.metrics)
     wanted = patterns or pair.baseline.about
+    is_named = bool(patterns) or pair.is_ours
+    if not is_named:
+        wanted = [metric for metric in dict.fromkeys((*wanted, *KNOWN_BY)) if metric in measured]
     chosen: dict[str, None] = {}
     left_out = []
     for text in wanted:
@@ -127,7 +136,7 @@ def _choose(pair: Pair, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
             raise ConfigError(f"no run has measured '{text}'; there are {', '.join(measured)}")
         for metric in found:
             if why := _uneven(pair, metric):
-                if named:
+                if named and is_named:
                     raise ConfigError(f"{metric} is not averaged over uneven coverage: {why}")
                 left_out.append(f"{metric}: {why}")
             else:
@@ -139,30 +148,29 @@ def _choose(pair: Pair, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _uneven(pair: Pair, metric: str) -> str | None:
-    """Why the runs do not all have this metric of as many samples; None: they do."""
-    if gaps := [f"{run.row.name} {why}" for run in pair.runs if (why := run.row.lacks(metric))]:
+    """Why the runs do not all have this metric of as many samples; None: they do, or do not tell."""
+    if gaps := [f"{run.name} {why}" for run in pair.runs if (why := run.lacks(metric))]:
         return "; ".join(gaps)
-    counts = {run.row.metrics[metric].n: run.row.name for run in reversed(pair.runs)}
+    counts = {n: run.name for run in reversed(pair.runs) if (n := run.metrics[metric].n)}
     if len(counts) > 1:
         return "; ".join(f"{name} measured it on {n:,} samples" for n, name in counts.items())
     return None
 
 
 def _cell(side: Side, metric: str) -> FinalAndPeak:
-    runs = [side.runs[seed] for seed in sorted(side.runs)]
-    counts = [len(_in_training(run, metric)) for run in runs]
+    counts = [len(run.in_training(metric)) for run in side.runs]
     return FinalAndPeak(
         cell=side.name,
         metric=metric,
-        seeds=tuple(run.row.seed for run in runs),
+        seeds=tuple(run.seed for run in side.runs),
         final=side.cell([metric]).metrics[metric],
-        peak=_peak(runs, metric, counts),
+        peak=_peak(side.runs, metric, counts),
         evaluations=counts[0] if len(set(counts)) == 1 else 0,
-        chosen_by=setting(runs[0].row.config, "early_stop", "metric"),
+        chosen_by=side.runs[0].chosen_by,
     )
 
 
-def _peak(runs: Sequence[RunRecords], metric: str, counts: Sequence[int]) -> Metric:
+def _peak(runs: Sequence[Run], metric: str, counts: Sequence[int]) -> Metric:
     if not any(counts):
         return void("not evaluated in training")
     if len(set(counts)) > 1:
@@ -171,12 +179,8 @@ def _peak(runs: Sequence[RunRecords], metric: str, counts: Sequence[int]) -> Met
     if direction is None:
         return void("neither less nor more is better")
     best = min if direction == "lower" else max
-    peaks = [best(_in_training(run, metric)) for run in runs]
+    peaks = [best(run.in_training(metric)) for run in runs]
     return Metric(value=seed_mean(peaks).value, n=len(peaks))
-
-
-def _in_training(run: RunRecords, metric: str) -> list[float]:
-    return [value for evaluation in run.evaluations if (value := evaluation.value(metric)) is not None]
 
 
 def _over_seeds(pairs: Sequence[Pair], metrics: Sequence[Sequence[str]]) -> list[SeedRow]:
@@ -188,7 +192,7 @@ def _over_seeds(pairs: Sequence[Pair], metrics: Sequence[Sequence[str]]) -> list
     ]
     sides = _sides(pairs, metrics)
     samples = {
-        (side.name, metric): [side.runs[seed].row.value(metric) for seed in sorted(side.runs)]
+        (side.name, metric): [run.value(metric) for run in side.runs]
         for side, chosen in sides
         for metric in chosen
     }

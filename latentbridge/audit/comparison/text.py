@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from os.path import commonprefix
 
 from latentbridge.audit.comparison.questions import QuestionRow
 from latentbridge.audit.comparison.report import FinalAndPeak, Report, SeedRow
@@ -21,14 +22,14 @@ OVER_QUESTIONS = (
 )
 
 
-# what follows the launch in LAUNCH:CELL and LAUNCH/RUN
-_PLACE = re.compile(r"[:/][^:/]*$")
+# of a name, what follows its folder: a cell, a run, or a file
+_LAST = re.compile(r"[:/][^:/]*$")
 
 
 def render(report: Report) -> str:
     """Tables and notes, at most 150 columns wide."""
     short = _Names(row.cell for row in report.cells)
-    lines = [f"{short.place}: the launch of every cell below"] if short.place else []
+    lines = [f"{short.place}: the folder of every cell below"] if short.place else []
     for block in (
         _cells(report.cells, short),
         _seeds(report.seeds, short),
@@ -40,14 +41,18 @@ def render(report: Report) -> str:
 
 
 class _Names:
-    """Names of cells without the launch, where all of them are of one."""
+    """Names of cells without the folder, where all of them are in one."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        places = {_PLACE.sub("", name) for name in names}
-        self.place = places.pop() if len(places) == 1 else ""
+        shared = commonprefix([_LAST.sub("/", name) for name in names])  # noqa: RUF071 - cut below
+        self.place = shared[: max(shared.rfind("/"), shared.rfind(":"), 0)]
 
     def __call__(self, name: str) -> str:
         return name[len(self.place) + 1 :] if self.place else name
+
+    def within(self, text: str) -> str:
+        """A text with names in it, these without the folder too."""
+        return text.replace(f"{self.place}/", "").replace(f"{self.place}:", "") if self.place else text
 
 
 def _cells(rows: Sequence[FinalAndPeak], short: _Names) -> Block:
@@ -78,7 +83,7 @@ def _seeds(rows: Sequence[SeedRow], short: _Names) -> Block:
         verdict = row.verdict
         names = [short(verdict.cell), verdict.outcome, short(verdict.baseline), verdict.metric]
         numbers = [_number(row.d), _number(row.d_z), "-" if row.needed is None else f"{row.needed:,} seeds"]
-        shown.append([*names, p_text(verdict.p), *numbers, difference_text(verdict.difference)])
+        shown.append([*names, p_text(verdict.p), *numbers, short.within(difference_text(verdict.difference))])
     return Block(OVER_SEEDS, header, shown)
 
 
@@ -90,7 +95,8 @@ def _questions(rows: Sequence[QuestionRow], short: _Names) -> Iterator[Block]:
             short(row.baseline),
             row.metric,
             p_text(table.p),
-            *map(str, (table.seed, table.both, table.only_cell, table.only_baseline, table.neither)),
+            "-" if table.seed is None else str(table.seed),
+            *map(str, (table.both, table.only_cell, table.only_baseline, table.neither)),
         ]
         for row in rows
         for table in row.tables

@@ -1,0 +1,243 @@
+"""Runs of the published systems, as a comparison sees them: `collect` reads their numbers, this sorts them.
+
+A run is a folder with a log or with answers, or a line of a table. Runs of one name that differ in the seed
+are a cell: names are paths without stamps and seeds, or their last part where that tells cells apart.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from latentbridge.audit.collect import ours
+from latentbridge.audit.collect.rows import Row
+from latentbridge.audit.collect.table import TWIN, collect
+from latentbridge.audit.comparison.answers import read_answers
+from latentbridge.audit.comparison.runs import Run
+from latentbridge.audit.eval_file import audit_file, is_eval_file, label_of
+from latentbridge.audit.eval_jsonl import find_eval_files
+from latentbridge.audit.records import Evaluation
+from latentbridge.errors import DamageError
+from latentbridge.metric import Metric, void
+from latentbridge.stamps import unstamped
+
+# what the published systems' runs are known by
+KNOWN_BY = (
+    *("bridged_accuracy", "val_loss", "val_ppl", "ppl", "val_accuracy", "val_perplexity"),
+    *("best_val_loss", "eval_loss"),
+)
+# of evaluations, and of a run as a whole
+_WHOLE = ("final", "run")
+_CHOSEN = ("best", "peak")
+# logs round to three decimals
+_ROUNDED = 0.0005 + 1e-9
+# a seed that nothing but a name tells
+_IN_NAME = re.compile(r"(?:^|[-_])(?:seed[-_=]?(\d+)(?=$|[-_])|[sS](\d+)$)")
+MOST_NAMED = 3
+
+
+@dataclass
+class _Found:
+    """What a folder holds of one run; logs: files of numbers, answers: by label, in the order of training."""
+
+    place: Path
+    rows: list[Row] = field(default_factory=list)
+    answers: list[Path] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.answers and all(row.value is None for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A folder of a published system, its runs by cell; a run is read when it is asked for."""
+
+    root: Path
+    cells: dict[str, list[tuple[int | None, _Found]]]
+    unreadable: list[str]
+
+    def runs(self, cell: str) -> list[Run]:
+        """Of one cell, by seed."""
+        return [self._run(cell, seed, found) for seed, found in self.cells[cell]]
+
+    def _run(self, cell: str, seed: int | None, found: _Found) -> Run:
+        sources = dict.fromkeys(self.root / row.source for row in found.rows)
+        own = [path for path in sources if path.parent == found.place]
+        beside = sorted(found.rows, key=lambda row: (self.root / row.source) not in own)
+        damage = self._damage(found, list(sources))
+        values, flags = _values(beside)
+        answers = found.answers[-1] if found.answers and not damage else None
+        findings: list[str] = []
+        if answers is not None:
+            counted = read_answers(answers).metrics()
+            _refuse_disagreement(answers, counted, beside)
+            values |= counted
+            flags |= dict.fromkeys(counted, _not_final(answers, beside))
+            findings = audit_file(answers).findings
+        return Run(
+            name=_name(self.root, found.place),
+            cell=cell,
+            seed=seed,
+            metrics=values,
+            place=found.place,
+            answers=answers,
+            evaluations=list(_in_training(beside)),
+            damage=damage,
+            is_published=True,
+            config=next((f"{row.layout} {row.config}" for row in beside if row.config), None),
+            logs=own,
+            flags=flags,
+            findings=findings,
+        )
+
+    def _damage(self, found: _Found, sources: Sequence[Path]) -> list[str]:
+        """What could not be read of a run's folder, or of a table that it stands in."""
+        within = tuple(f"{place}{end}" for place, end in [(found.place, "/"), *((s, ":") for s in sources)])
+        return [text for text in self.unreadable if text.startswith(within)]
+
+
+def read_folder(root: Path) -> Published:
+    """All runs of the published systems at or below a folder; none where it holds only ours, or nothing."""
+    collected = collect(root)
+    found: dict[Path, _Found] = {}
+    for row in collected.rows:
+        if row.layout != "latentbridge":
+            place = _place(root, row)
+            found.setdefault(place, _Found(place)).rows.append(row)
+    for path in find_eval_files(root):
+        if is_eval_file(path.name) and not _is_ours(root, path.parent):
+            found.setdefault(path.parent, _Found(path.parent)).answers.append(path)
+    # a suite's own log says nothing of the runs below it
+    above = {parent for place in found for parent in place.parents}
+    runs = [run for run in found.values() if not (run.is_empty and run.place in above)]
+    return Published(root, _cells(root, runs), collected.unreadable)
+
+
+def read_file(path: Path, text: str) -> Run:
+    """One file of answers, of whatever evaluation its name says."""
+    label = label_of(path)
+    return Run(
+        name=text,
+        cell=label,
+        seed=None,
+        metrics=read_answers(path).metrics(),
+        place=path,
+        answers=path,
+        is_published=True,
+        findings=audit_file(path).findings,
+    )
+
+
+def _place(root: Path, row: Row) -> Path:
+    """A row's folder; of a line of a table, one that is not there, beside the table."""
+    base = (root / row.source).parent
+    start = root.name if base == root else base.relative_to(root).as_posix()
+    return base / row.run[len(start) :].lstrip("/")
+
+
+def _is_ours(root: Path, folder: Path) -> bool:
+    """Whether answers lie in a run or a launch of ours, whose other files nothing here reads."""
+    between = [folder, *(parent for parent in folder.parents if parent.is_relative_to(root))]
+    return any(ours.is_run(place) or (place / "plan.json").exists() for place in between)
+
+
+def _cells(root: Path, runs: Sequence[_Found]) -> dict[str, list[tuple[int | None, _Found]]]:
+    grouped: dict[str, list[tuple[int | None, _Found]]] = {}
+    for run in runs:
+        parts = [part for part in run.place.relative_to(root).parts if part != "."]
+        told = next((row.seed for row in run.rows if row.seed is not None), None)
+        seed, name = _without_seed(parts or [root.name], told)
+        grouped.setdefault(name or unstamped(root.name), []).append((seed, run))
+    cells: dict[str, list[tuple[int | None, _Found]]] = {}
+    for name, own in grouped.items():
+        seeds = [seed for seed, _ in own]
+        if len(own) == 1 or (None not in seeds and len(set(seeds)) == len(seeds)):
+            cells[name] = sorted(own, key=lambda item: item[0] or 0)
+            continue
+        # the same seed again is no other seed
+        cells |= {run.place.relative_to(root).as_posix(): [(seed, run)] for seed, run in own}
+    last = Counter(name.rpartition("/")[2] for name in cells)
+    return {(end if last[end := name.rpartition("/")[2]] == 1 else name): own for name, own in cells.items()}
+
+
+def _without_seed(parts: Sequence[str], told: int | None) -> tuple[int | None, str]:
+    """The seed, as files or else the name tell it, and the path without it and without stamps."""
+    pattern = _IN_NAME
+    if told is not None:
+        pattern = re.compile(rf"(?:^|[-_])(?:seed[-_=]?|[sS])({told})(?=$|[-_])")
+    seed, kept = told, []
+    for part in map(unstamped, parts):
+        if found := pattern.search(part):
+            seed = int(next(filter(None, found.groups())))
+            part = (part[: found.start()] + part[found.end() :]).strip("-_")
+        if part:
+            kept.append(part)
+    return seed, "/".join(kept)
+
+
+def _name(root: Path, place: Path) -> str:
+    return (Path(root.name) / place.relative_to(root)).as_posix()
+
+
+def _values(rows: Sequence[Row]) -> tuple[dict[str, Metric], dict[str, list[str]]]:
+    """Single values and their flags: of the final evaluation, else of the last; rows: the run's own first."""
+    chosen: dict[str, Row] = {}
+    for row in rows:
+        if row.label in (*_WHOLE, *_CHOSEN):
+            is_named = row.label in _WHOLE or row.metric.startswith(row.label)
+            chosen.setdefault(row.metric if is_named else f"{row.label}_{row.metric}", row)
+    whole = set(chosen)
+    for row in rows:
+        if row.metric not in whole and row.label not in _CHOSEN:
+            before = chosen.get(row.metric)
+            if before is None or (row.step or 0) > (before.step or 0):
+                chosen[row.metric] = row
+    flags = {}
+    for name, row in chosen.items():
+        flags[name] = [flag for flag in row.flags if not flag.startswith(TWIN)]
+        if name not in whole and row.step is not None:
+            flags[name].append(f"no final evaluation; step {row.step:,} is compared")
+    return {name: _metric(row) for name, row in chosen.items()}, flags
+
+
+def _metric(row: Row) -> Metric:
+    if row.void is not None:
+        return void(row.void)
+    return Metric(value=row.value, n=row.n or 0, low=row.low, high=row.high)
+
+
+def _in_training(rows: Sequence[Row]) -> Iterator[Evaluation]:
+    """By step, without that of untrained weights."""
+    steps: dict[int, dict[str, Metric]] = {}
+    for row in rows:
+        if row.step and row.label == str(row.step):
+            steps.setdefault(row.step, {}).setdefault(row.metric, _metric(row))
+    yield from (Evaluation(step, steps[step]) for step in sorted(steps))
+
+
+def _not_final(answers: Path, rows: Sequence[Row]) -> list[str]:
+    """What to say of answers that are not the final ones."""
+    label = label_of(answers)
+    if label == "final":
+        return []
+    has_final = any(row.label == "final" and row.value is not None for row in rows)
+    what = "the answers of its final evaluation are gone" if has_final else "no final evaluation"
+    return [f"{what}; step {label} is compared"]
+
+
+def _refuse_disagreement(answers: Path, counted: dict[str, Metric], rows: Sequence[Row]) -> None:
+    """A log and the answers beside it are of one evaluation, or one of the two is of another run."""
+    for row in rows:
+        found = counted.get(row.metric, void("")).value
+        if row.label != label_of(answers) or row.value is None or found is None:
+            continue
+        if abs(row.value - found) > _ROUNDED:
+            raise DamageError(
+                f"{answers}: its records give {row.metric} {found:.4f}, {Path(row.source).name} says "
+                f"{row.value:.3f}; they are not of one evaluation. Copy both again from where they were "
+                "written, or name the file of answers alone"
+            )

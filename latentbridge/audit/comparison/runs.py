@@ -1,0 +1,114 @@
+"""A run as a comparison sees it, whoever wrote it: what it measured, what it answered, where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from latentbridge.audit.ablations import read_run
+from latentbridge.audit.records import Evaluation, RunRecords, setting
+from latentbridge.audit.summary import RunRow
+from latentbridge.metric import Metric
+from latentbridge.rundir import RunDir, find_stored
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run, ours or a published system's.
+
+    name: as messages call it;  seed: None where its files do not tell
+    metrics: its single values, of the final evaluation where there is one; n 0 where nothing tells it
+    place: its folder, or the file of answers that is all of it
+    answers: the file of answers that is compared
+    """
+
+    name: str
+    cell: str
+    seed: int | None
+    metrics: Mapping[str, Metric]
+    place: Path
+    answers: Path | None = None
+    # in training, by step
+    evaluations: Sequence[Evaluation] = ()
+    # why its numbers are not final: such a run is refused
+    unended: str | None = None
+    # what of its files could not be read: such a run is refused
+    damage: Sequence[str] = ()
+    # the metric by which the weights of the final evaluation were chosen
+    chosen_by: str | None = None
+    # text.json
+    text: dict[str, Any] | None = None
+    is_published: bool = False
+    # equal where the same computation was asked for
+    config: str | None = None
+    # files of numbers that hold this run and no other
+    logs: Sequence[Path] = ()
+    # by metric, why its value may mislead
+    flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # what is wrong with its answers
+    findings: Sequence[str] = ()
+
+    @property
+    def places(self) -> set[Path]:
+        """All that it is known by, whatever way a person took to it."""
+        return {path.resolve() for path in (self.place, self.answers) if path is not None}
+
+    def lacks(self, metric: str) -> str | None:
+        """Why there is no value of a metric; None where there is one."""
+        return self.metrics[metric].void if metric in self.metrics else "not measured"
+
+    def value(self, metric: str) -> float:
+        """Of a metric that it does not lack."""
+        value = self.metrics[metric].value
+        assert value is not None
+        return value
+
+    def in_training(self, metric: str) -> list[float]:
+        """What evaluations in training gave."""
+        return [value for found in self.evaluations if (value := found.value(metric)) is not None]
+
+    def row(self, number: int) -> RunRow:
+        """As verdicts by seeds take it; number: stands for a seed that is not told."""
+        return RunRow(
+            name=self.name,
+            cell=self.cell,
+            seed=number if self.seed is None else self.seed,
+            id="",
+            state="DONE",
+            label="final",
+            metrics=dict(self.metrics),
+        )
+
+
+def our_run(record: dict[str, Any], launch_folder: Path) -> Run:
+    """One entry of our plan.json with what its folder holds."""
+    folder = RunDir(launch_folder / Path(record["folder"]).name)
+    row = read_run(record, launch_folder)
+    records = RunRecords(row, folder)
+    return Run(
+        name=f"{launch_folder.name}/{row.name}",
+        cell=row.cell,
+        seed=row.seed,
+        metrics=row.metrics,
+        place=folder.path,
+        answers=find_stored(folder.eval_samples("final")),
+        evaluations=records.evaluations,
+        unended=_unended(row),
+        chosen_by=setting(row.config, "early_stop", "metric"),
+        text=records.text,
+    )
+
+
+def _unended(row: RunRow) -> str | None:
+    if row.state == "DONE" and row.label == "final":
+        return None
+    found = row.state if row.state != "DONE" else "has no final evaluation"
+    return found + (f" ({row.cause})" if row.cause else "")
+
+
+def names_of(runs: Iterable[Run]) -> str:
+    """The first of several by name, and how many more."""
+    first, *others = runs
+    return first.name + (f" (and {len(others)} more)" if others else "")
