@@ -171,14 +171,19 @@ def _parser() -> argparse.ArgumentParser:
     compare = add(
         "compare", _compare, "what seeds and shared questions tell of two cells, and what they cannot"
     )
-    compare.add_argument("baseline", help="a launch, LAUNCH:CELL, a run folder or an archive")
+    compare.add_argument(
+        "baseline",
+        help="a launch, a run or an archive of ours; a folder of a published system; one cell of either, as "
+        "FOLDER:CELL; a file of answers, eval_samples_step_*.jsonl or .jsonl.gz",
+    )
     compare.add_argument("side", nargs="+", help="what is compared with it, as one of these too")
     compare.add_argument(
         "--metric",
         metavar="PATTERN",
         action="append",
         default=[],
-        help="compare by these (default: what the baseline's launch was made for)",
+        help="compare by these (default: what the baseline's launch was made for; of published systems, "
+        "accuracy, loss and perplexity)",
     )
     compare.add_argument("--json", action="store_true")
 

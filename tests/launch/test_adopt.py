@@ -216,14 +216,3 @@ def test_what_a_launch_is_needed_for_says_what_reads_an_import(seed, root, capsy
 
     assert ended.value.code == 2
     assert "it holds a published system's results: `latentbridge collect`" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("cell", ["", ":a"])
-def test_a_comparison_of_imports_says_what_reads_them(seed, root, capsys, cell):
-    side = f"{adopt(seed, root)}{cell}"
-
-    with pytest.raises(SystemExit) as ended:
-        main(["compare", side, side])
-
-    assert ended.value.code == 2
-    assert "`summarize_eval_jsonl` counts answers" in capsys.readouterr().err

@@ -6,15 +6,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from latentbridge.audit.comparison.answers import is_over_questions
+from latentbridge.audit.comparison.answers import Key, is_over_questions
 from latentbridge.audit.comparison.runs import Run, names_of
 from latentbridge.audit.comparison.sides import Pair, Side
+from latentbridge.audit.eval_checks import counted
 from latentbridge.audit.records import setting
 from latentbridge.errors import ConfigError, DamageError
 from latentbridge.rundir import hash_stored
 
 # splits of a text that metrics are of
 EVALUATED = ("validation", "test")
+# characters of a question in a message
+SHOWN = 60
 
 
 def check(pairs: Sequence[Pair]) -> None:
@@ -65,9 +68,14 @@ def _check_seeds(side: Side, baseline: Side, is_ours: bool) -> None:
             for one, lacks in ((side, others - seeds), (baseline, seeds - others))
             if lacks
         ]
+        remedy = (
+            "add the seed to `seeds` of that spec and launch it again, or compare runs of one seed"
+            if is_ours
+            else "compare cells of the same seeds, or one run of each by its folder"
+        )
         raise ConfigError(
-            f"{len(differing)} seeds have no partner: {'; '.join(lacking)}. Means over other seeds do not "
-            "compare: add the seed to `seeds` of that spec and launch it again, or compare two run folders"
+            f"{counted(list(differing), 'seed')} without a partner: {'; '.join(lacking)}. Means over other "
+            f"seeds do not compare: {remedy}"
         )
 
 
@@ -97,6 +105,29 @@ def _brief(digests: Sequence[str]) -> str:
     return " ".join(digest[:12] for digest in digests)
 
 
+def check_questions(pair: Pair) -> None:
+    """Models must have been asked the same: what only some were asked is neither averaged nor dropped."""
+    first = pair.runs[0]
+    for run in pair.runs[1:]:
+        lines = [
+            f"{len(only)} of {len(one.asked.records)} questions of {one.name} are not among the other's, "
+            f"such as {_question(only[0])}"
+            for one, other in ((first, run), (run, first))
+            if (only := [key for key in one.asked.records if key not in other.asked.records])
+        ]
+        if lines:
+            raise ConfigError(
+                f"{first.name} and {run.name} were not asked the same: {'; '.join(lines)}. What is not "
+                "shared is not averaged: evaluate both on one set"
+            )
+
+
+def _question(key: Key) -> str:
+    """A question by its end, since many begin with one prefix, and its gold answer."""
+    text = " ".join(key[0].split())
+    return f"'{text if len(text) <= SHOWN else '... ' + text[-SHOWN:]}' (gold answer '{key[1]}')"
+
+
 def same_files(mine: Run, its: Run) -> str:
     """Which file two runs share byte for byte, so that they are one; empty where they share none."""
     if mine.answers and its.answers and hash_stored(mine.answers) == hash_stored(its.answers):
@@ -123,13 +154,9 @@ def doubts(pair: Pair, metrics: Sequence[str]) -> Iterator[str]:
             silent = names_of([run for run in pair.runs if not run.metrics[metric].n])
             yield f"{metric}: {silent} does not say over how many samples it is a mean"
     unread = [metric for metric in metrics if not is_over_questions(metric)]
-    unread += [metric for metric in metrics if metric not in unread and not _have_answers(pair)]
+    unread += [metric for metric in metrics if metric not in unread and not pair.has_answers]
     if unread and not pair.is_ours:
         yield f"{', '.join(unread)}: published files do not say of which text; that it is one is not checked"
-
-
-def _have_answers(pair: Pair) -> bool:
-    return all(run.answers for run in pair.runs)
 
 
 def _flags(runs: Sequence[Run], metrics: Sequence[str]) -> Iterator[str]:

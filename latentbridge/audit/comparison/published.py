@@ -1,13 +1,15 @@
 """Runs of the published systems, as a comparison sees them: `collect` reads their numbers, this sorts them.
 
-A run is a folder with a log or with answers, or a line of a table. Runs of one name that differ in the seed
-are a cell: names are paths without stamps and seeds, or their last part where that tells cells apart.
+A run is a folder with a log or with answers, or a line of a table. Runs whose paths differ in stamps and
+seeds alone are a cell. It is called what `collect` calls it, or by the last part of its path, or by all of
+it: whatever first tells it from the others.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +43,7 @@ MOST_NAMED = 3
 
 @dataclass
 class _Found:
-    """What a folder holds of one run; logs: files of numbers, answers: by label, in the order of training."""
+    """What a folder holds of one run; answers: its files of them, in the order of training."""
 
     place: Path
     rows: list[Row] = field(default_factory=list)
@@ -52,12 +54,20 @@ class _Found:
         return not self.answers and all(row.value is None for row in self.rows)
 
 
+# runs with their seeds, by the name of their cell
+_Cells = dict[str, list[tuple[int | None, _Found]]]
+
+
 @dataclass(frozen=True)
 class Published:
-    """A folder of a published system, its runs by cell; a run is read when it is asked for."""
+    """A folder of a published system, its runs by cell; a run is read when it is asked for.
+
+    names: of cells, by every name that means one alone
+    """
 
     root: Path
-    cells: dict[str, list[tuple[int | None, _Found]]]
+    cells: _Cells
+    names: dict[str, str]
     unreadable: list[str]
 
     def runs(self, cell: str) -> list[Run]:
@@ -114,7 +124,7 @@ def read_folder(root: Path) -> Published:
     # a suite's own log says nothing of the runs below it
     above = {parent for place in found for parent in place.parents}
     runs = [run for run in found.values() if not (run.is_empty and run.place in above)]
-    return Published(root, _cells(root, runs), collected.unreadable)
+    return Published(root, *_named(_cells(root, runs)), collected.unreadable)
 
 
 def read_file(path: Path, text: str) -> Run:
@@ -145,23 +155,33 @@ def _is_ours(root: Path, folder: Path) -> bool:
     return any(ours.is_run(place) or (place / "plan.json").exists() for place in between)
 
 
-def _cells(root: Path, runs: Sequence[_Found]) -> dict[str, list[tuple[int | None, _Found]]]:
-    grouped: dict[str, list[tuple[int | None, _Found]]] = {}
+def _cells(root: Path, runs: Sequence[_Found]) -> _Cells:
+    """By path without stamps and seeds; runs that this leaves with one seed, by path as it is."""
+    grouped: _Cells = {}
     for run in runs:
-        parts = [part for part in run.place.relative_to(root).parts if part != "."]
         told = next((row.seed for row in run.rows if row.seed is not None), None)
-        seed, name = _without_seed(parts or [root.name], told)
+        seed, name = _without_seed(run.place.relative_to(root).parts or (root.name,), told)
         grouped.setdefault(name or unstamped(root.name), []).append((seed, run))
-    cells: dict[str, list[tuple[int | None, _Found]]] = {}
+    cells: _Cells = {}
     for name, own in grouped.items():
         seeds = [seed for seed, _ in own]
         if len(own) == 1 or (None not in seeds and len(set(seeds)) == len(seeds)):
             cells[name] = sorted(own, key=lambda item: item[0] or 0)
-            continue
-        # the same seed again is no other seed
-        cells |= {run.place.relative_to(root).as_posix(): [(seed, run)] for seed, run in own}
-    last = Counter(name.rpartition("/")[2] for name in cells)
-    return {(end if last[end := name.rpartition("/")[2]] == 1 else name): own for name, own in cells.items()}
+        else:
+            cells |= {run.place.relative_to(root).as_posix(): [(seed, run)] for seed, run in own}
+    return cells
+
+
+def _named(cells: _Cells) -> tuple[_Cells, dict[str, str]]:
+    """Cells by the first name that means one alone, and all such names."""
+    forms: dict[str, dict[str, None]] = {}
+    for name, own in cells.items():
+        told = dict.fromkeys(row.cell for _, run in own for row in run.rows if row.cell)
+        forms[name] = dict.fromkeys((*(told if len(told) == 1 else ()), name.rpartition("/")[2], name))
+    uses = Counter(form for own in forms.values() for form in own)
+    names = {name: next((form for form in own if uses[form] == 1), name) for name, own in forms.items()}
+    means = {form: names[name] for name, own in forms.items() for form in own if uses[form] == 1}
+    return {names[name]: own for name, own in cells.items()}, means
 
 
 def _without_seed(parts: Sequence[str], told: int | None) -> tuple[int | None, str]:
@@ -186,22 +206,32 @@ def _name(root: Path, place: Path) -> str:
 def _values(rows: Sequence[Row]) -> tuple[dict[str, Metric], dict[str, list[str]]]:
     """Single values and their flags: of the final evaluation, else of the last; rows: the run's own first."""
     chosen: dict[str, Row] = {}
+    flags: dict[str, list[str]] = defaultdict(list)
     for row in rows:
         if row.label in (*_WHOLE, *_CHOSEN):
             is_named = row.label in _WHOLE or row.metric.startswith(row.label)
-            chosen.setdefault(row.metric if is_named else f"{row.label}_{row.metric}", row)
+            name = row.metric if is_named else f"{row.label}_{row.metric}"
+            first = chosen.setdefault(name, row)
+            if _denies(row, first):
+                flags[name].append(f"{row.source} says {row.value:.4g}; {first.source} is compared")
     whole = set(chosen)
     for row in rows:
         if row.metric not in whole and row.label not in _CHOSEN:
             before = chosen.get(row.metric)
             if before is None or (row.step or 0) > (before.step or 0):
                 chosen[row.metric] = row
-    flags = {}
     for name, row in chosen.items():
-        flags[name] = [flag for flag in row.flags if not flag.startswith(TWIN)]
+        flags[name] += [flag for flag in row.flags if not flag.startswith(TWIN)]
         if name not in whole and row.step is not None:
             flags[name].append(f"no final evaluation; step {row.step:,} is compared")
     return {name: _metric(row) for name, row in chosen.items()}, flags
+
+
+def _denies(row: Row, other: Row) -> bool:
+    """Whether two files give one value of a run differently, beyond how they round."""
+    if row.value is None or other.value is None:
+        return False
+    return not math.isclose(row.value, other.value, rel_tol=1e-3, abs_tol=_ROUNDED)
 
 
 def _metric(row: Row) -> Metric:

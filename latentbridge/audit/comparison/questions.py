@@ -8,19 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from latentbridge.audit.comparison.answers import Answers, Key, is_over_questions, read_answers
-from latentbridge.audit.comparison.checks import same_files
+from latentbridge.audit.comparison.answers import is_over_questions
+from latentbridge.audit.comparison.checks import check_questions, same_files
 from latentbridge.audit.comparison.runs import Run
 from latentbridge.audit.comparison.sides import Pair
 from latentbridge.audit.statistics.corrections import Decided, holm, outcome
 from latentbridge.audit.statistics.effects import cohens_h
 from latentbridge.audit.statistics.power import questions_for
 from latentbridge.audit.statistics.questions import mcnemar_exact, paired_bootstrap
-from latentbridge.errors import ConfigError, DamageError
+from latentbridge.errors import DamageError
 from latentbridge.metric import Metric, better, void
-
-# characters of a question in a message
-SHOWN = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,15 +62,13 @@ def question_rows(pair: Pair, metrics: Sequence[str]) -> list[QuestionRow]:
     if lacking := [run.name for run in pair.runs if run.answers is None]:
         if len(lacking) == len(pair.runs):
             return []
-        reason = f"no eval_samples_step_final.jsonl in {', '.join(lacking)}"
+        reason = f"no eval_samples_step_*.jsonl in {', '.join(lacking)}"
         return [row(metric=metric, difference=void(reason)) for metric in asked]
-    answers = [read_answers(run.answers) for run in pair.runs if run.answers]
-    for run, found in zip(pair.runs[1:], answers[1:], strict=True):
-        _refuse_others(pair.runs[0], answers[0], run, found)
+    check_questions(pair)
     if same := [mine.name for mine, its in pair.matched if same_files(mine, its)]:
         reason = f"identical files: {', '.join(same)} and its partner hold the same answers, byte for byte"
         return [row(metric=metric, difference=void(reason)) for metric in asked]
-    return [_row(pair, metric, answers) for metric in asked]
+    return [_row(pair, metric) for metric in asked]
 
 
 def correct(rows: Sequence[QuestionRow]) -> list[QuestionRow]:
@@ -84,35 +79,11 @@ def correct(rows: Sequence[QuestionRow]) -> list[QuestionRow]:
     ]
 
 
-def _refuse_others(first: Run, asked: Answers, run: Run, found: Answers) -> None:
-    lines = [
-        f"{len(only)} of {len(whole)} questions of {each.name} are not among the other's, such as "
-        f"'{_brief(next(iter(only)))}'"
-        for each, whole, other in (
-            (first, asked.records, found.records),
-            (run, found.records, asked.records),
-        )
-        if (only := {key: None for key in whole if key not in other})
-    ]
-    if lines:
-        raise ConfigError(
-            f"{first.name} and {run.name} were not asked the same: {'; '.join(lines)}. What is not shared "
-            "is not averaged: evaluate both on one set"
-        )
-
-
-def _brief(key: Key) -> str:
-    """A question's own end: what stands before it may be one prefix for all; and its gold answer."""
-    text = " ".join(key[0].split())
-    return f"{text if len(text) <= SHOWN else '... ' + text[-SHOWN:]}' (gold answer '{key[1]}"
-
-
-def _row(pair: Pair, metric: str, answers: Sequence[Answers]) -> QuestionRow:
-    """answers: one for each of pair.runs, of the same questions."""
+def _row(pair: Pair, metric: str) -> QuestionRow:
     row = partial(QuestionRow, cell=pair.side.name, baseline=pair.baseline.name, metric=metric)
-    keys = list(answers[0].records)
+    keys = list(pair.runs[0].asked.records)
     try:
-        values = [found.values(metric, keys) for found in answers]
+        values = [run.asked.values(metric, keys) for run in pair.runs]
     except DamageError as error:
         return row(difference=void(str(error)))
     for run, of_run in zip(pair.runs, values, strict=True):

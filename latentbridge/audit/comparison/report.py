@@ -8,7 +8,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from latentbridge.audit.ablations import judge
-from latentbridge.audit.comparison.checks import check, doubts
+from latentbridge.audit.comparison.answers import is_over_questions
+from latentbridge.audit.comparison.checks import check, check_questions, doubts
 from latentbridge.audit.comparison.published import KNOWN_BY
 from latentbridge.audit.comparison.questions import QuestionRow, correct, question_rows
 from latentbridge.audit.comparison.runs import Run
@@ -153,6 +154,8 @@ def _uneven(pair: Pair, metric: str) -> str | None:
         return "; ".join(gaps)
     counts = {n: run.name for run in reversed(pair.runs) if (n := run.metrics[metric].n)}
     if len(counts) > 1:
+        if is_over_questions(metric) and pair.has_answers:
+            check_questions(pair)
         return "; ".join(f"{name} measured it on {n:,} samples" for n, name in counts.items())
     return None
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from latentbridge.audit.ablations import read_run
+from latentbridge.audit.comparison.answers import Answers, read_answers
 from latentbridge.audit.records import Evaluation, RunRecords, setting
 from latentbridge.audit.summary import RunRow
 from latentbridge.metric import Metric
@@ -49,6 +51,12 @@ class Run:
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
     # what is wrong with its answers
     findings: Sequence[str] = ()
+
+    @cached_property
+    def asked(self) -> Answers:
+        """What it was asked, and answered; only of a run that has answers."""
+        assert self.answers is not None
+        return read_answers(self.answers)
 
     @property
     def places(self) -> set[Path]:

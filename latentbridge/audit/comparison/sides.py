@@ -71,6 +71,11 @@ class Pair:
         return [*self.side.runs, *self.baseline.runs]
 
     @property
+    def has_answers(self) -> bool:
+        """Whether there is a file of answers of every run."""
+        return all(run.answers for run in self.runs)
+
+    @property
     def is_ours(self) -> bool:
         """Whether nothing in it is of a published system."""
         return not any(run.is_published for run in self.runs)
@@ -116,6 +121,7 @@ def _read(text: str) -> dict[str, Side]:
         _refuse_unknown(folder, cell, (record["cell"] for record in plan["runs"]))
         return {cell: _our_side(text, path, plan, cell)}
     found = _published(path, folder)
+    cell = found.names.get(cell, cell)
     _refuse_unknown(folder, cell, found.cells, found.unreadable)
     return {cell: Side(text, (), found.runs(cell))}
 
@@ -136,7 +142,7 @@ def _published(path: Path, text: str) -> Published:
     if not found.cells and found.unreadable:
         raise DamageError(f"{text}: nothing of it could be read: {'; '.join(found.unreadable)}")
     if not found.cells:
-        what = "neither a launch nor a run (no plan.json, no manifest.json), nor a published system's results"
+        what = "neither a launch nor a run (no plan.json, no manifest.json), nor a published system's numbers"
         raise ConfigError(f"{path}: {what}; {FORMS}")
     return found
 

@@ -83,7 +83,8 @@ def _seeds(rows: Sequence[SeedRow], short: _Names) -> Block:
         verdict = row.verdict
         names = [short(verdict.cell), verdict.outcome, short(verdict.baseline), verdict.metric]
         numbers = [_number(row.d), _number(row.d_z), "-" if row.needed is None else f"{row.needed:,} seeds"]
-        shown.append([*names, p_text(verdict.p), *numbers, short.within(difference_text(verdict.difference))])
+        found = difference_text(verdict.difference).removeprefix(f"{verdict.cell}: ")
+        shown.append([*names, p_text(verdict.p), *numbers, short.within(found)])
     return Block(OVER_SEEDS, header, shown)
 
 
