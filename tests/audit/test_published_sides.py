@@ -144,6 +144,15 @@ def test_an_ablation_that_is_the_identical_file_of_another_is_called_that_and_de
     assert any(text.startswith("identical files: adapter_20251120_224319") for text in found.unsure)
 
 
+def test_a_seed_whose_log_is_a_copy_of_anothers_is_called_no_second_seed(tmp_path):
+    root = sweep(tmp_path, softk=[1.5, 1.5, 1.6], top1=[1.7, 1.8, 1.9])
+
+    found = compare([f"{root}:softk", f"{root}:top1"], ["val_loss"])
+
+    (twin,) = [text for text in found.unsure if text.startswith("identical files")]
+    assert "Rsoftk_E8_S17 and" in twin and twin.endswith("no two seeds")
+
+
 def test_two_ablations_that_were_told_the_same_are_called_one_experiment(tmp_path):
     sides = []
     for name, right in (("ablB_20251116_234242", SEVEN), ("ablC_20251117_013909", "1110001")):
@@ -175,6 +184,17 @@ def test_a_log_that_denies_the_answers_beside_it_is_refused(tmp_path):
 
     with pytest.raises(DamageError, match=r"give bridged_accuracy 0\.4286, train\.log says 0\.500"):
         compare([str(tmp_path / "a"), write_answers(tmp_path / "b", SEVEN)])
+
+
+def test_answers_beside_a_log_of_several_runs_are_compared_with_that_said(tmp_path):
+    write_answers(tmp_path / "a", SEVEN)
+    write_log(tmp_path / "a", evals=[("final", 0.5), ("final", 0.6)])
+
+    found = compare([write_answers(tmp_path / "b", "1111111"), str(tmp_path / "a")])
+
+    assert f"{ACCURACY} of a: its log's is void: the log holds several runs, which nothing tells apart" in (
+        found.unsure
+    )
 
 
 def test_an_archive_made_by_import_is_a_side(tmp_path):
@@ -360,6 +380,14 @@ def test_a_record_without_the_answer_leaves_no_mean_and_is_named_by_line(tmp_pat
 
     with pytest.raises(ConfigError, match=r"final\.jsonl:4: no bridged_accuracy .*lacks 'bridged_extracted'"):
         compare([write_answers(tmp_path / "b", SEVEN), path])
+
+
+@pytest.mark.parametrize("value", [None, "yes", 0.5, 10**400, float("nan")])
+def test_a_verdict_that_is_neither_right_nor_wrong_leaves_no_mean(tmp_path, value):
+    sides = [write_answers(tmp_path / "a", SEVEN), write_answers(tmp_path / "b", SEVEN, bridged_match=value)]
+
+    with pytest.raises(ConfigError, match=r"final\.jsonl:1: .*bridged_match is .*; true or false is needed"):
+        compare(sides)
 
 
 def test_a_damaged_log_is_refused_though_the_lines_before_it_could_be_compared(tmp_path):

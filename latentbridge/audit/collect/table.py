@@ -188,5 +188,6 @@ def published(path: Path) -> str:
         return ""
     return (
         "it holds a published system's results: `latentbridge collect` makes a table of them, "
-        "`summarize_eval_jsonl` counts answers, `latentbridge import` archives them"
+        "`summarize_eval_jsonl` counts answers, `latentbridge compare` sets runs beside one another, "
+        "`latentbridge import` archives them"
     )

@@ -36,7 +36,7 @@ class Answers:
     def _value(self, metric: str, key: Key) -> float:
         try:
             return _read(self.records[key], metric)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             what = f"it lacks {error}" if isinstance(error, KeyError) else f"no number ({error})"
             text = f"no {metric} in this record, {what}, and a mean is of all of them or of none"
             raise at_line(self.path, self.lines[key], DamageError(text)) from None
@@ -83,12 +83,14 @@ def read_answers(path: Path) -> Answers:
 
 
 def _read(record: dict[str, Any], metric: str) -> float:
-    """KeyError, TypeError or ValueError where the record does not tell."""
+    """KeyError, TypeError, ValueError or OverflowError where the record does not tell."""
     if not metric.endswith("_accuracy"):
         return float(record[metric])
     whose = metric.removesuffix("_accuracy")
-    if f"{whose}_match" in record:
-        return float(record[f"{whose}_match"])
+    if (key := f"{whose}_match") in record:
+        if record[key] not in (0, 1):
+            raise ValueError(f"{key} is {record[key]!r}; true or false is needed")
+        return float(record[key])
     # published records say what was answered, and not whether it is right
     answer = as_text(record[f"{EXTRACTED.get(whose, whose)}_extracted"])
     return float(answer not in INVALID and answer == as_text(record["gold_extracted"]))

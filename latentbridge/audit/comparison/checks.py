@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from latentbridge.audit.comparison.sides import Pair, Side
 from latentbridge.audit.eval_checks import counted
 from latentbridge.audit.records import setting
 from latentbridge.errors import ConfigError, DamageError
-from latentbridge.rundir import hash_stored
 
 # splits of a text that metrics are of
 EVALUATED = ("validation", "test")
@@ -128,25 +128,21 @@ def _question(key: Key) -> str:
     return f"'{text if len(text) <= SHOWN else '... ' + text[-SHOWN:]}' (gold answer '{key[1]}')"
 
 
-def same_files(mine: Run, its: Run) -> str:
-    """Which file two runs share byte for byte, so that they are one; empty where they share none."""
-    if mine.answers and its.answers and hash_stored(mine.answers) == hash_stored(its.answers):
-        return mine.answers.name
-    logs = {hash_stored(path) for path in its.logs}
-    return next((path.name for path in mine.logs if hash_stored(path) in logs), "")
-
-
 def doubts(pair: Pair, metrics: Sequence[str]) -> Iterator[str]:
     """What could not be made certain of this pair by these metrics, in words."""
     yield from _texts_not_told(pair)
     for mine, its in pair.matched:
         both = f"{mine.name} and {its.name}"
-        if name := same_files(mine, its):
+        if name := mine.shares(its):
             yield f"identical files: {both} have one {name}, byte for byte: one run, no comparison"
         elif mine.config and mine.config == its.config:
             yield f"identical config: {both} were told the same, so they are one experiment, run again"
         if not pair.is_ours and mine.seed != its.seed and None not in (mine.seed, its.seed):
             yield f"{both} are of the seeds {mine.seed} and {its.seed}: what a seed does is in the difference"
+    for side in (pair.side, pair.baseline):
+        for first, second in combinations(side.runs, 2):
+            if name := first.shares(second):
+                yield f"identical files: {first.name} and {second.name} have one {name}: no two seeds"
     yield from _flags(pair.runs, metrics)
     for metric in metrics:
         counts = {(run.metrics[metric].n > 0) for run in pair.runs}

@@ -38,7 +38,6 @@ _CHOSEN = ("best", "peak")
 _ROUNDED = 0.0005 + 1e-9
 # a seed that nothing but a name tells
 _IN_NAME = re.compile(r"(?:^|[-_])(?:seed[-_=]?(\d+)(?=$|[-_])|[sS](\d+)$)")
-MOST_NAMED = 3
 
 
 @dataclass
@@ -75,39 +74,39 @@ class Published:
         return [self._run(cell, seed, found) for seed, found in self.cells[cell]]
 
     def _run(self, cell: str, seed: int | None, found: _Found) -> Run:
-        sources = dict.fromkeys(self.root / row.source for row in found.rows)
-        own = [path for path in sources if path.parent == found.place]
-        beside = sorted(found.rows, key=lambda row: (self.root / row.source) not in own)
-        damage = self._damage(found, list(sources))
-        values, flags = _values(beside)
+        own = [row for row in found.rows if self._file(row).parent == found.place]
+        rows = own + [row for row in found.rows if self._file(row).parent != found.place]
+        damage = self._damage(found)
+        values, flags = _values(rows)
         answers = found.answers[-1] if found.answers and not damage else None
-        findings: list[str] = []
         if answers is not None:
             counted = read_answers(answers).metrics()
-            _refuse_disagreement(answers, counted, beside)
+            _refuse_disagreement(answers, counted, rows)
             values |= counted
-            flags |= dict.fromkeys(counted, _not_final(answers, beside))
-            findings = audit_file(answers).findings
+            flags |= {metric: _said_of(answers, metric, rows) for metric in counted}
         return Run(
-            name=_name(self.root, found.place),
+            name=(Path(self.root.name) / found.place.relative_to(self.root)).as_posix(),
             cell=cell,
             seed=seed,
             metrics=values,
             place=found.place,
             answers=answers,
-            evaluations=list(_in_training(beside)),
+            evaluations=list(_in_training(rows)),
             damage=damage,
             is_published=True,
-            config=next((f"{row.layout} {row.config}" for row in beside if row.config), None),
-            logs=own,
+            config=next((f"{row.layout} {row.config}" for row in rows if row.config), None),
+            logs=list(dict.fromkeys(self._file(row) for row in own if row.value is not None)),
             flags=flags,
-            findings=findings,
+            findings=audit_file(answers).findings if answers is not None else (),
         )
 
-    def _damage(self, found: _Found, sources: Sequence[Path]) -> list[str]:
+    def _file(self, row: Row) -> Path:
+        return self.root / row.source
+
+    def _damage(self, found: _Found) -> list[str]:
         """What could not be read of a run's folder, or of a table that it stands in."""
-        within = tuple(f"{place}{end}" for place, end in [(found.place, "/"), *((s, ":") for s in sources)])
-        return [text for text in self.unreadable if text.startswith(within)]
+        within = [f"{found.place}/", *(f"{self._file(row)}:" for row in found.rows)]
+        return [text for text in self.unreadable if text.startswith(tuple(dict.fromkeys(within)))]
 
 
 def read_folder(root: Path) -> Published:
@@ -199,10 +198,6 @@ def _without_seed(parts: Sequence[str], told: int | None) -> tuple[int | None, s
     return seed, "/".join(kept)
 
 
-def _name(root: Path, place: Path) -> str:
-    return (Path(root.name) / place.relative_to(root)).as_posix()
-
-
 def _values(rows: Sequence[Row]) -> tuple[dict[str, Metric], dict[str, list[str]]]:
     """Single values and their flags: of the final evaluation, else of the last; rows: the run's own first."""
     chosen: dict[str, Row] = {}
@@ -249,14 +244,15 @@ def _in_training(rows: Sequence[Row]) -> Iterator[Evaluation]:
     yield from (Evaluation(step, steps[step]) for step in sorted(steps))
 
 
-def _not_final(answers: Path, rows: Sequence[Row]) -> list[str]:
-    """What to say of answers that are not the final ones."""
-    label = label_of(answers)
-    if label == "final":
-        return []
-    has_final = any(row.label == "final" and row.value is not None for row in rows)
-    what = "the answers of its final evaluation are gone" if has_final else "no final evaluation"
-    return [f"{what}; step {label} is compared"]
+def _said_of(answers: Path, metric: str, rows: Sequence[Row]) -> list[str]:
+    """What to say of a mean over answers: that they are not the final ones, that their log is not trusted."""
+    label, said = label_of(answers), []
+    if label != "final":
+        has_final = any(row.label == "final" and row.value is not None for row in rows)
+        what = "the answers of its final evaluation are gone" if has_final else "no final evaluation"
+        said.append(f"{what}; step {label} is compared")
+    beside = [row for row in rows if (row.label, row.metric) == (label, metric)]
+    return said + [f"its log's is void: {row.void}" for row in beside if row.void is not None]
 
 
 def _refuse_disagreement(answers: Path, counted: dict[str, Metric], rows: Sequence[Row]) -> None:

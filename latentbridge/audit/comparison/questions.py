@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from latentbridge.audit.comparison.answers import is_over_questions
-from latentbridge.audit.comparison.checks import check_questions, same_files
+from latentbridge.audit.comparison.checks import check_questions
 from latentbridge.audit.comparison.runs import Run
 from latentbridge.audit.comparison.sides import Pair
 from latentbridge.audit.statistics.corrections import Decided, holm, outcome
@@ -65,8 +65,8 @@ def question_rows(pair: Pair, metrics: Sequence[str]) -> list[QuestionRow]:
         reason = f"no eval_samples_step_*.jsonl in {', '.join(lacking)}"
         return [row(metric=metric, difference=void(reason)) for metric in asked]
     check_questions(pair)
-    if same := [mine.name for mine, its in pair.matched if same_files(mine, its)]:
-        reason = f"identical files: {', '.join(same)} and its partner hold the same answers, byte for byte"
+    if same := [f"{name} of {mine.name}" for mine, its in pair.matched if (name := mine.shares(its))]:
+        reason = f"identical files: {', '.join(same)} and that of its partner are one, byte for byte"
         return [row(metric=metric, difference=void(reason)) for metric in asked]
     return [_row(pair, metric) for metric in asked]
 

@@ -13,7 +13,7 @@ from latentbridge.audit.comparison.answers import Answers, read_answers
 from latentbridge.audit.records import Evaluation, RunRecords, setting
 from latentbridge.audit.summary import RunRow
 from latentbridge.metric import Metric
-from latentbridge.rundir import RunDir, find_stored
+from latentbridge.rundir import RunDir, find_stored, hash_stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,16 @@ class Run:
         """What it was asked, and answered; only of a run that has answers."""
         assert self.answers is not None
         return read_answers(self.answers)
+
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """Names of its files of answers and of numbers, by the sha256 of what they hold."""
+        files = [*([self.answers] if self.answers else []), *self.logs]
+        return {hash_stored(path): path.name for path in reversed(files)}
+
+    def shares(self, other: Run) -> str:
+        """A file that both have byte for byte, so that they are one run; empty where there is none."""
+        return next((name for digest, name in self.contents.items() if digest in other.contents), "")
 
     @property
     def places(self) -> set[Path]:
