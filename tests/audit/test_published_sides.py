@@ -102,6 +102,19 @@ def test_what_the_frozen_models_answered_is_compared_too_and_nobody_wins_by_it(t
     assert rows["source_alone_accuracy"].difference.value == 0 and not rows["source_alone_accuracy"].tables
 
 
+def test_an_answer_that_is_none_is_not_right_where_gold_is_none_too(tmp_path):
+    first, second = (write_answers(tmp_path / name, "11-0111") for name in ("a", "b"))
+    for path in (tmp_path / "a", tmp_path / "b"):
+        records = [record(index, right) for index, right in enumerate("11-0111")]
+        records[2] |= {"gold_extracted": "[invalid]"}
+        text = "".join(json.dumps(each | {"index": path.name}) + "\n" for each in records)
+        (path / "eval_samples_step_final.jsonl").write_text(text)
+
+    (table,) = compare([first, second]).questions[0].tables
+
+    assert (table.both, table.neither) == (5, 2)
+
+
 def test_compressed_answers_are_those_of_the_plain_file(tmp_path):
     baseline, plain = write_answers(tmp_path / "a", SEVEN), write_answers(tmp_path / "b", "1011111")
     packed = tmp_path / "c" / "eval_samples_step_final.jsonl.gz"
@@ -178,6 +191,16 @@ def test_a_run_without_final_answers_is_compared_by_its_last_and_says_so(tmp_pat
     assert f"{ACCURACY} of dead: no final evaluation; step 1000 is compared" in found.unsure
 
 
+def test_a_suites_own_summary_of_a_run_that_died_is_no_second_run(tmp_path):
+    suite = tmp_path / "swap_20251118_213543"
+    write_answers(suite / "swap_all_fix", "1000000", label="500")
+    (suite / "summary.log").write_text("Run directory: runs/swap\n")
+
+    found = compare([write_answers(tmp_path / "a", SEVEN), str(suite)])
+
+    assert found.cells[1].final.value == pytest.approx(1 / 7)
+
+
 def test_a_log_that_denies_the_answers_beside_it_is_refused(tmp_path):
     write_answers(tmp_path / "a", SEVEN)
     write_log(tmp_path / "a", evals=[("final", 0.5)])
@@ -239,6 +262,29 @@ def test_seeds_of_a_published_sweep_are_judged_in_pairs(tmp_path):
     assert row.verdict.difference.value == pytest.approx(0.10)
     assert row.d_z == pytest.approx(10.0)
     assert found.cells[0].seeds == (17, 18, 19) and found.questions == []
+
+
+def test_a_peak_of_a_published_run_is_of_trained_weights_and_says_how_many(tmp_path):
+    losses = ({0: 0.1, 100: 1.2, 200: 1.5}, {100: 1.3, 200: 1.4})
+    sides = [write_bench(tmp_path / name, of) for name, of in zip("ab", losses, strict=True)]
+
+    rows = compare(sides, ["val_loss"]).cells
+
+    assert [(row.final.value, row.peak.value, row.evaluations) for row in rows] == [
+        (1.5, 1.2, 2),
+        (1.4, 1.3, 2),
+    ]
+
+
+def test_seeds_that_only_names_tell_are_seeds(tmp_path):
+    for name, right in (("old-s3", SEVEN), ("old-s12", "1100000"), ("new-s3", "1111000"), ("new-s12", SEVEN)):
+        write_answers(tmp_path / name, right)
+
+    found = compare([f"{tmp_path}:old", f"{tmp_path}:new"])
+
+    assert [table.seed for table in found.questions[0].tables] == [3, 12]
+    # as our cells of one difference in every seed
+    assert found.seeds[0].verdict.difference.void.startswith("every pair of seeds differs by the same")
 
 
 def test_sweeps_of_one_set_of_cells_are_paired_by_name(tmp_path):
