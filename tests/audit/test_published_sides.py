@@ -296,6 +296,22 @@ def test_sweeps_of_one_set_of_cells_are_paired_by_name(tmp_path):
     assert names == [(f"{first}:{cell}", f"{second}:{cell}") for cell in ("softk", "top1")]
 
 
+def test_a_cell_without_a_number_is_left_out_of_a_sweep_by_name_and_refused_alone(tmp_path):
+    for root in "ab":
+        write_bench(tmp_path / root / "top1", {200: 1.5 + (root == "b")}, "top1")
+        write_bench(tmp_path / root / "hash", {200: float(root == "a")}, "hash")
+    write_bench(tmp_path / "b" / "gone", {}, "gone")
+    (tmp_path / "b" / "gone" / "train_log.jsonl").write_text("")
+    write_bench(tmp_path / "a" / "gone", {200: 1.7}, "gone")
+
+    found = compare([str(tmp_path / "a"), str(tmp_path / "b")])
+
+    assert {row.verdict.cell.rpartition(":")[2] for row in found.seeds} == {"top1", "hash"}
+    assert "val_loss: b/gone the log holds no record" in found.left_out
+    with pytest.raises(ConfigError, match=r"nothing to compare: val_loss: b/gone .* no record"):
+        compare([f"{tmp_path}/a:gone", f"{tmp_path}/b:gone"])
+
+
 def test_a_seed_in_a_folders_name_groups_runs_whose_files_tell_it_and_no_others(tmp_path):
     for seed in (3, 4):
         write_bench(tmp_path / f"seed{seed}" / "softk", {200: 1.5 + seed / 100}, seed=seed)

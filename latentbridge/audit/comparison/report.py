@@ -92,13 +92,20 @@ def compare(texts: Sequence[str], patterns: Sequence[str] = ()) -> Report:
     systems as far as both have them, and those that these are known by
     ConfigError for what may not be compared, with what differs and what would help.
     """
-    pairs, left_out = pair_up(texts), []
-    check(pairs)
+    named = pair_up(texts)
+    check(named)
+    pairs: list[Pair] = []
     metrics: list[list[str]] = []
-    for pair in pairs:
+    left_out: list[str] = []
+    for pair in named:
         chosen, not_shared = _choose(pair, patterns)
-        metrics.append(chosen)
         left_out += not_shared
+        # of many published runs some have no number that means anything
+        if chosen:
+            pairs.append(pair)
+            metrics.append(chosen)
+    if not any(metrics):
+        raise ConfigError(_nothing(named, left_out))
     sides = _sides(pairs, metrics)
     rows = [row for pair, chosen in zip(pairs, metrics, strict=True) for row in question_rows(pair, chosen)]
     return Report(
@@ -142,10 +149,16 @@ def _choose(pair: Pair, patterns: Sequence[str]) -> tuple[list[str], list[str]]:
                 left_out.append(f"{metric}: {why}")
             else:
                 chosen[metric] = None
-    if not chosen:
-        found_none = "; ".join(left_out) or "neither spec has a `compare` or an `early_stop`"
-        raise ConfigError(f"nothing to compare: {found_none}. --metric names one of {', '.join(measured)}")
+    if not chosen and is_named:
+        raise ConfigError(_nothing([pair], left_out))
     return list(chosen), left_out
+
+
+def _nothing(pairs: Sequence[Pair], left_out: Sequence[str]) -> str:
+    measured = dict.fromkeys(metric for pair in pairs for run in pair.runs for metric in run.metrics)
+    untold = "neither spec has a `compare` or an `early_stop`, nor are these runs known by one metric"
+    found = "; ".join(left_out) or untold
+    return f"nothing to compare: {found}. --metric names one of {', '.join(measured)}"
 
 
 def _uneven(pair: Pair, metric: str) -> str | None:
