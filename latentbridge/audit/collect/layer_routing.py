@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from latentbridge.audit.collect.files import AGAIN, read_document, read_object
-from latentbridge.audit.collect.rows import Row, fingerprint, goes_back
+from latentbridge.audit.collect.rows import Row, fingerprint, goes_back, of_total
 from latentbridge.errors import DamageError
 from latentbridge.rundir import find_stored
 
 RESULTS = "training_results.json"
 HISTORIES = ("train_history.json", "val_history.json")
-WITH_BALANCE = "holds the balance loss: no language loss"
 UNTOLD = f"no {RESULTS} beside it says whether it holds the balance loss"
 SEVERAL_RUNS = "steps start again: the history is of several runs, which nothing tells apart"
 TRAINED = {"loss": "train_loss", "aux_loss": "balance_loss"}
@@ -25,14 +24,15 @@ _HELD = ("train_loss", "val_loss", "val_perplexity")
 
 def read_training_results(path: Path, row: Row) -> Iterator[Row]:
     """What a run was told, its time, and its best loss."""
-    row, results, flags = _told(path, row)
+    row, results, holds_balance = _told(path, row)
     for metric, value in results.items():
         if isinstance(value, dict):
             for key, inner in value.items():
                 yield row.at("final").having(key, inner)
         else:
             label = "best" if metric.startswith("best") else "final"
-            yield row.at(label).having(metric, value, *(flags if "loss" in metric else ()))
+            made = of_total if holds_balance and "loss" in metric else Row.having
+            yield made(row.at(label), metric, value)
 
 
 def read_train_history(path: Path, row: Row) -> Iterator[Row]:
@@ -52,10 +52,9 @@ def _history(path: Path, row: Row, named: Callable[[str], str]) -> Iterator[Row]
     if not all(isinstance(record, dict) and "step" in record for record in records):
         raise DamageError(f"{path}: a record without a step; {AGAIN}")
     beside = path.with_name(RESULTS)
-    flags: tuple[str, ...] = (UNTOLD,)
-    row = replace(row, layout="blueberry")
+    row, holds_balance = replace(row, layout="blueberry"), None
     if find_stored(beside):
-        row, _, flags = _told(beside, row)
+        row, _, holds_balance = _told(beside, row)
     if not records:
         yield row.at("final").lacking(named("loss"), "the history holds no record")
     places = [row.at_step(record["step"]) for record in records]
@@ -66,7 +65,11 @@ def _history(path: Path, row: Row, named: Callable[[str], str]) -> Iterator[Row]
             if key == "step" or (key == "aux_loss" and value is None):
                 continue
             metric = named(key)
-            yield here.having(metric, value, *(flags if metric in _HELD else ()), gone=gone)
+            if metric in _HELD and holds_balance:
+                yield of_total(here, metric, value, gone)
+            else:
+                untold = (UNTOLD,) if metric in _HELD and holds_balance is None else ()
+                yield here.having(metric, value, *untold, gone=gone)
 
 
 def _last_step(path: Path) -> int:
@@ -78,15 +81,15 @@ def _last_step(path: Path) -> int:
         return 0
 
 
-def _told(path: Path, row: Row) -> tuple[Row, dict[str, Any], tuple[str, ...]]:
-    """The run with its name and settings, its results, and what must be said of its losses."""
+def _told(path: Path, row: Row) -> tuple[Row, dict[str, Any], bool]:
+    """The run with its name and settings, its results, and whether its losses hold the balance loss."""
     found = read_object(path, "config", "results")
     config, results = found["config"], found["results"]
     if not (isinstance(config, dict) and isinstance(results, dict)):
         raise DamageError(f"{path}: config and results must be objects of names and values; {AGAIN}")
     name = found.get("config_name") or found.get("experiment")
-    holds_balance = bool(config.get("use_dynamic_routing")) and config.get("load_balance_alpha")
+    holds_balance = bool(config.get("use_dynamic_routing") and config.get("load_balance_alpha"))
     # the config does not say how long the run was
     lengths = [_last_step(path.with_name(name)) for name in HISTORIES]
     row = replace(row, layout="blueberry", cell=name, config=fingerprint({**config, "steps": max(lengths)}))
-    return row, results, (WITH_BALANCE,) if holds_balance else ()
+    return row, results, holds_balance

@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from latentbridge.audit.collect.files import AGAIN, at_line, read_object, read_records, read_text
-from latentbridge.audit.collect.layer_routing import WITH_BALANCE
-from latentbridge.audit.collect.rows import SEVERAL_RUNS, Row, fingerprint, goes_back, numbered, whole
+from latentbridge.audit.collect.rows import (
+    SEVERAL_RUNS,
+    Row,
+    fingerprint,
+    goes_back,
+    numbered,
+    of_total,
+    whole,
+)
 from latentbridge.errors import DamageError
 from latentbridge.rundir import find_stored
 
@@ -50,7 +57,12 @@ TABLES = ({"run", "router"}, {"run", "router_arch", "strategy"}, {"variant", "st
 # as our own runs are called
 _SEED = re.compile(r"-s(\d+)$")
 NO_GATES = "this router has no gates: 0 and 1 stand for none"
-RATE = "published rates are of all updates between two evaluations, over the time of one"
+# the bench divides the time between two evaluations by their distance, and multiplies tokens by it as well
+RATE = "tokens of all updates between two evaluations over the time of one"
+PUBLISHED_INTERVAL = 200
+# of tokens a second, and of what the bench makes of them
+RATES = ("tokens_per_s", "tflops", "bw_GiBps")
+WITH_VALIDATION = "the time of a validation is in it"
 
 
 def read_metrics(path: Path, row: Row) -> Iterator[Row]:
@@ -149,8 +161,10 @@ def _record(record: dict[str, str], row: Row) -> Iterator[Row]:
         else:
             here, rest = row.at("final" if step == "eval" else step or "run"), key
             here = replace(here, step=whole(step) if step.isdecimal() else None)
-        flags = (*_rate(key), *((WITH_BALANCE,) if key == "eval_loss" else ()))
-        yield here.having(rest, value, *flags, gone=_gateless(key, value, row.cell))
+        if "variant" in record and key.endswith("_loss"):
+            yield of_total(here, key, value)
+        else:
+            yield here.having(rest, value, gone=_gateless(key, value, row.cell) or _inflated(key))
 
 
 def _gateless(key: str, value: Any, strategy: str | None) -> str:
@@ -161,8 +175,13 @@ def _gateless(key: str, value: Any, strategy: str | None) -> str:
     return NO_GATES if has_none and is_written else ""
 
 
-def _rate(key: str) -> tuple[str, ...]:
-    return (RATE,) if "tokens_per_s" in key or "tflops" in key else ()
+def _inflated(key: str, interval: Any = None) -> str:
+    """Why a rate is none; interval: updates from one evaluation to the next, by which it is too high."""
+    if interval == 1 or not any(rate in key for rate in RATES):
+        return ""
+    if not isinstance(interval, int):
+        return f"too high by the updates between two evaluations, {PUBLISHED_INTERVAL} as published: {RATE}"
+    return f"{interval} times too high: {RATE}"
 
 
 def read_train_log(path: Path, row: Row) -> Iterator[Row | DamageError]:
@@ -184,7 +203,7 @@ def read_train_log(path: Path, row: Row) -> Iterator[Row | DamageError]:
     line = 0
     for line, record in read_records(path):
         try:
-            evaluations.append(_evaluation(record, row))
+            evaluations.append(_evaluation(record, row, whole(asked.get("eval_interval"))))
         except DamageError as error:
             yield at_line(path, line, error)
     if not line:
@@ -194,7 +213,7 @@ def read_train_log(path: Path, row: Row) -> Iterator[Row | DamageError]:
         yield from (here.lacking(here.metric, SEVERAL_RUNS) for here in found) if is_several else found
 
 
-def _evaluation(record: dict[str, Any] | DamageError, row: Row) -> list[Row]:
+def _evaluation(record: dict[str, Any] | DamageError, row: Row, interval: Any) -> list[Row]:
     if isinstance(record, DamageError):
         raise record
     if "step" not in record:
@@ -202,7 +221,12 @@ def _evaluation(record: dict[str, Any] | DamageError, row: Row) -> list[Row]:
     here = row.at_step(record["step"])
     strategy = record.get("strategy")
     return [
-        here.having(key, value, *_rate(key), gone=_gateless(key, value, strategy))
+        here.having(
+            key,
+            value,
+            *((WITH_VALIDATION,) if key == "avg_step_ms" else ()),
+            gone=_gateless(key, value, strategy) or _inflated(key, interval),
+        )
         for key, value in record.items()
         if key not in SETTINGS
     ]

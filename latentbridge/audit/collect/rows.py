@@ -14,6 +14,7 @@ from latentbridge.errors import DamageError
 from latentbridge.metric import Metric, void
 
 SEVERAL_RUNS = "the log holds several runs, which nothing tells apart"
+WITH_BALANCE = "holds the balance loss: no language loss"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class Row:
         """The same evaluation with a value as a file holds it; gone: why that value means nothing."""
         empty = value is None or value == ""
         number = None if empty else _number(value, metric)
-        reason = gone or ("empty in the file" if number is None else "")
+        reason = "empty in the file" if number is None else gone
         if not reason and number is not None and not math.isfinite(number):
             reason = f"not finite ({number})"
         found = {"value": None, "void": reason} if reason else {"value": number, "void": None}
@@ -103,6 +104,18 @@ def goes_back(steps: Iterable[int]) -> bool:
 def fingerprint(config: Mapping[str, Any]) -> str:
     """Twelve hex digits, equal for equal settings."""
     return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def of_total(row: Row, metric: str, value: Any, gone: str = "") -> Row:
+    """A loss with the balance loss in it, called total_loss: under one name it lost to runs without one.
+
+    Of what is made of such a loss, a perplexity, there is no number.
+    """
+    if "loss" not in metric:
+        return row.lacking(metric, f"made of a loss that {WITH_BALANCE}")
+    # what cannot be read is named as the file calls it
+    found = row.having(metric, value, WITH_BALANCE, gone=gone)
+    return replace(found, metric=metric.replace("loss", "total_loss"))
 
 
 def numbered(name: str, values: Any) -> Iterator[tuple[str, Any]]:

@@ -116,7 +116,7 @@ def test_a_routers_summary_is_a_row_per_metric_and_an_empty_cell_is_void(put, tm
     assert (rows[run, "final", "val_loss"].value, rows[run, "final", "val_loss"].step) == (1.72, None)
     assert (rows[run, "run", "mean_drop_rate"].value, rows[run, "run", "mean_drop_rate"].void) == (0.0, None)
     assert rows[run, "run", "median_bw_GiBps"].void == "empty in the file"
-    assert rows[run, "run", "median_tokens_per_s"].flags[0].startswith("published rates")
+    assert rows[run, "run", "median_tokens_per_s"].value is None
     assert rows[run, "best", "val_loss"].cell == "softk"
 
 
@@ -145,11 +145,11 @@ def test_summaries_of_adapters_and_of_router_networks_are_read(put, tmp_path):
     rows = found_in(tmp_path)
 
     assert (
-        rows["perft/R_N4_k1_r8", "10", "eval_loss"].step,
-        rows["perft/R_N4_k1_r8", "10", "eval_loss"].value,
+        rows["perft/R_N4_k1_r8", "10", "eval_total_loss"].step,
+        rows["perft/R_N4_k1_r8", "10", "eval_total_loss"].value,
     ) == (10, 2.25)
-    assert rows["perft/R_N4_k1_r8", "final", "eval_loss"].value == 1.5
-    assert rows["perft/R_N4_k1_r8", "final", "train_loss"].value is None
+    assert rows["perft/R_N4_k1_r8", "final", "eval_total_loss"].value == 1.5
+    assert rows["perft/R_N4_k1_r8", "final", "train_total_loss"].void == "empty in the file"
     assert rows["arch/arch_mlp_softk", "run", "ppl"].value == 8.5
 
 
@@ -179,6 +179,27 @@ def test_a_runs_log_takes_seed_and_settings_from_beside_it(put, tmp_path):
     assert rows["a", "200", "drop_rate"].value == 0.0
     assert "strategy" not in {metric for _, _, metric in rows}
     assert [rows[run, "200", "val_loss"].flags for run in "abc"] == [(), ("identical config to a",), ()]
+
+
+def test_rates_that_were_multiplied_by_the_evaluation_interval_are_void_with_the_factor(put, tmp_path):
+    """8,192 tokens in 0.2124 s were published as 1,928,774 tokens a second: 50 times what they are."""
+    record = {"step": 50, "avg_step_ms": 212.4, "tokens_per_s": 1.93e6, "eff_tflops": 5.1, "ppl": 4.5}
+    record |= {"tokens_per_s_per_rank": 1.93e6, "bw_GiBps_strict": 11.0}
+    for name, asked in (("a", {"eval_interval": 50}), ("b", {}), ("each", {"eval_interval": 1})):
+        put(f"{name}/hparams.json", asked)
+        put(f"{name}/train_log.jsonl", json.dumps(record) + "\n")
+    put("x_summary.csv", UNIFIED + f"c,softk,2,1.25,8,256,,{CELLS}")
+
+    rows = found_in(tmp_path)
+
+    rates = ("tokens_per_s", "tokens_per_s_per_rank", "eff_tflops", "bw_GiBps_strict")
+    told = {run: {str(rows[run, "50", rate].void).split(":")[0] for rate in rates} for run in ("a", "b")}
+    unknown = "too high by the updates between two evaluations, 200 as published"
+    assert told == {"a": {"50 times too high"}, "b": {unknown}}
+    assert str(rows[f"{tmp_path.name}/c", "best", "tokens_per_s"].void).startswith(unknown)
+    assert [rows["each", "50", rate].value for rate in rates] == [1.93e6, 1.93e6, 5.1, 11.0]
+    assert rows["a", "50", "avg_step_ms"].flags == ("the time of a validation is in it",)
+    assert (rows["a", "50", "ppl"].value, rows["a", "50", "ppl"].flags) == (4.5, ())
 
 
 def test_a_line_that_is_cut_off_is_named_and_the_evaluations_before_it_stay(put, tmp_path):
