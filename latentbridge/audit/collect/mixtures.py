@@ -78,7 +78,7 @@ def read_metrics(path: Path, row: Row) -> Iterator[Row]:
     yield from (replace(made, flags=_copies(history)) for made in _history(row, history))
     final, routing = row.at("final"), found.get("routing_stats") or {}
     for metric, value in (found.get("final_metrics") or {"val_loss": None}).items():
-        yield _capped(final, metric, value)
+        yield capped(final, metric, value)
     for key in ("avg_entropy", "avg_confidence"):
         if key in routing:
             yield final.having(key, routing[key], gone="" if routing[key] else NOT_RECORDED)
@@ -95,7 +95,7 @@ def _history(row: Row, history: dict[str, list[Any]]) -> Iterator[Row]:
             continue
         gone = NOT_RECORDED if key in NEVER_ZERO and not any(values) else ""
         for step, value in zip(steps, values, strict=False):
-            yield _capped(row.at_step(step), metric, value, gone)
+            yield capped(row.at_step(step), metric, value, gone)
     for step, shares in zip(steps, history.get("expert_utilizations") or [], strict=False):
         here = row.at_step(step)
         yield from (here.having(name, value) for name, value in numbered("expert_utilization", shares))
@@ -112,7 +112,8 @@ def _copies(history: dict[str, list[Any]]) -> tuple[str, ...]:
     return (UNLIKE,)
 
 
-def _capped(row: Row, metric: str, value: Any, gone: str = "") -> Row:
+def capped(row: Row, metric: str, value: Any, gone: str = "") -> Row:
+    """A metric as a file holds it; of a perplexity at the cap there is no number."""
     made = row.having(metric, value, gone=gone)
     if metric.endswith("perplexity") and made.value is not None and made.value >= CAP:
         return row.lacking(metric, "capped at exp(20): no perplexity")

@@ -10,7 +10,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from latentbridge.audit.collect import benches, latentwire, layer_routing, mixtures, ours
+from latentbridge.audit.collect import (
+    benches,
+    hybrids,
+    inference,
+    latentwire,
+    layer_routing,
+    mixtures,
+    ours,
+    reports,
+)
 from latentbridge.audit.collect.files import AGAIN
 from latentbridge.audit.collect.rows import Row
 from latentbridge.audit.eval_checks import counted, shorten
@@ -27,7 +36,14 @@ READERS: dict[str, Reader] = {
     "train.log": latentwire.read_train_log,
     "summary.log": latentwire.read_summary_log,
     "ablation_results.json": latentwire.read_ablations,
+    "inference_aggregate.json": inference.read_aggregate,
+    "inference_per_sample.jsonl": inference.read_samples,
     "metrics.json": mixtures.read_metrics,
+    "experiment_summary.json": reports.read_experiments,
+    "summary_report.json": reports.read_summary_report,
+    "specialization_report.json": reports.read_specialization_report,
+    "architecture_comparison_summary.json": hybrids.read_architectures,
+    "lr_ablation*_summary.json": hybrids.read_learning_rates,
     "training_results.json": layer_routing.read_training_results,
     "train_history.json": layer_routing.read_train_history,
     "val_history.json": layer_routing.read_val_history,

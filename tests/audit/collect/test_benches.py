@@ -94,13 +94,13 @@ def test_a_file_that_is_no_bench_is_refused_with_its_line(put, tmp_path, records
 def test_what_nothing_reads_is_named_and_what_others_read_is_not(put, tmp_path):
     """A file of another name was passed over without a word."""
     put("pack.jsonl", [PACK], lines=True)
-    for name in ("experiment_summary.json", "hparams.json", "eval_samples_step_0.jsonl", "notes.md", "b.csv"):
+    for name in ("comparison_summary.json", "hparams.json", "eval_samples_step_0.jsonl", "notes.md", "b.csv"):
         put(name, "{}")
 
     found = collect(tmp_path)
 
-    assert found.unknown == ["b.csv", "experiment_summary.json"]
-    assert "of no kind that is read here: b.csv, experiment_summary.json" in [*found.lines()]
+    assert found.unknown == ["b.csv", "comparison_summary.json"]
+    assert "of no kind that is read here: b.csv, comparison_summary.json" in [*found.lines()]
 
 
 def test_a_cut_row_of_a_bench_is_named_and_the_rows_before_it_stay(put, tmp_path):
