@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from latentbridge.audit.figures.sheet import Figure, Row, Sheet, bounds, crowd, measured, unique, where
+from latentbridge.audit.figures.spotlight import spotlight
 from latentbridge.audit.figures.style import (
     COLUMN_IN,
     GREY,
@@ -50,15 +51,24 @@ def _read_quality(records: Records) -> Sheet:
 
 
 def _plot_quality(rows: Sequence[Row], caption: str) -> Canvas:
-    figure = new_figure(caption, PAGE_IN, 3.0)
-    look = dots(unique(rows, "cell"))
+    ends = {row["cell"]: row[PERPLEXITY] for row in rows}
+    light = spotlight(unique(rows, "cell"), ends, PERPLEXITY, "perplexity")
+    figure = new_figure(light.caption(caption), PAGE_IN, 3.0)
+    marks_of = dots(light.named)
+    look = {
+        cell: marks_of.get(cell, {"zorder": 1}) | {"color": own["color"]} for cell, own in light.look.items()
+    }
     for axes, (name, title) in zip(figure.subplots(1, 2, sharey=True), AGAINST.items(), strict=True):
         own = [row for row in rows if row[name] is not None]
         for row in own:
             draw_interval(axes, [row], name, PERPLEXITY, **look[row["cell"]])
         axes.margins(0.15)
         axes.set_xlabel(title)
-        marks = [Mark.of(row, name, PERPLEXITY, row["cell"], look[row["cell"]]["color"]) for row in own]
+        names = {cell: cell for cell in light.named}
+        marks = [
+            Mark.of(row, name, PERPLEXITY, names.get(row["cell"], ""), look[row["cell"]]["color"])
+            for row in own
+        ]
         label_points(axes, marks)
     figure.axes[0].set_ylabel("perplexity of the test text")
     return figure

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from latentbridge.audit.figures.sheet import Figure, Row, Sheet, unique, where, without
+from latentbridge.audit.figures.spotlight import ends_of, spotlight
 from latentbridge.audit.figures.style import (
     PAGE_IN,
     by_update,
     draw_band,
     label_ends,
-    looks,
     new_figure,
     thousands,
 )
@@ -42,6 +42,8 @@ BRIDGE = {
     "context_recovered": "context recovered",
     "bridged_accuracy": "bridged accuracy",
 }
+# by which of them many cells are told apart
+RANKED_BY = ("context_recovered", "val_bits_per_byte", "losses.lm")
 
 
 def _read(records: Records, panels: Sequence[str], of: str = "text") -> Sheet:
@@ -85,12 +87,13 @@ def comparable(cell: CellRecords, metric: str, sheet: Sheet) -> bool:
 
 
 def _plot(rows: Sequence[Row], caption: str, panels: dict[str, str]) -> Canvas:
-    figure = new_figure(caption, PAGE_IN, 2.6)
-    look = looks(unique(rows, "cell"))
     shown = [panel for panel in panels if where(rows, metric=panel)]
+    ranks = next((metric for metric in RANKED_BY if metric in shown), shown[0])
+    light = spotlight(unique(rows, "cell"), ends_of(rows, ranks), ranks, panels[ranks])
+    figure = new_figure(light.caption(caption), PAGE_IN, 2.6)
     all_axes = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, panel in zip(all_axes, shown, strict=True):
-        for cell, own_look in look.items():
+        for cell, own_look in light.look.items():
             if own := where(rows, metric=panel, cell=cell):
                 draw_band(axes, own, **own_look)
         by_update(axes)
@@ -100,10 +103,11 @@ def _plot(rows: Sequence[Row], caption: str, panels: dict[str, str]) -> Canvas:
         # untrained weights would take half of the height
         if (panel in OVERLAY or panel == "grad_norm") and (top := trained_top(where(rows, metric=panel))):
             axes.set_ylim(top=top)
+    ends = {panel: ends_of([row for row in rows if row["cell"] in light.named], panel) for panel in shown}
     # the last panel that has them all
-    named = max(shown, key=lambda panel: (len(unique(where(rows, metric=panel), "cell")), shown.index(panel)))
-    ends = {row["cell"]: row["mean"] for row in where(rows, metric=named)}
-    label_ends(all_axes[shown.index(named)], [(end, cell, look[cell]) for cell, end in ends.items()])
+    named = max(shown, key=lambda panel: (len(ends[panel]), shown.index(panel)))
+    labels = [(end, cell, light.look[cell]) for cell, end in ends[named].items()]
+    label_ends(all_axes[shown.index(named)], labels)
     return figure
 
 

@@ -16,6 +16,7 @@ from latentbridge.audit.figures.layer_routing_cells import (
     routed_arms,
 )
 from latentbridge.audit.figures.sheet import Figure, Row, Sheet, unique, where
+from latentbridge.audit.figures.spotlight import ends_of, spotlight
 from latentbridge.audit.figures.style import (
     GREY,
     PAGE_IN,
@@ -90,24 +91,26 @@ def _curve(cell: CellRecords, metric: str) -> list[dict[str, float]]:
 def _plot_lines(rows: Sequence[Row], caption: str, panels: dict[str, str], columns: int) -> Canvas:
     shown = [metric for metric in panels if where(rows, metric=metric)]
     lines, columns = grid(len(shown), columns)
-    figure = new_figure(caption, PAGE_IN, 0.4 + 1.9 * lines)
-    look = looks(unique(rows, "cell"), may_coincide=True)
+    ranks = "val_nll" if "val_nll" in shown else shown[0]
+    cells = unique(rows, "cell")
+    light = spotlight(cells, ends_of(rows, ranks), ranks, panels[ranks], may_coincide=True)
+    figure = new_figure(light.caption(caption), PAGE_IN, 0.4 + 1.9 * lines)
     all_axes = figure.subplots(lines, columns, squeeze=False).flat
     for axes in all_axes[len(shown) :]:
         axes.set_axis_off()
     for axes, metric in zip(all_axes, shown, strict=False):
         own = where(rows, metric=metric)
-        for cell, own_look in look.items():
+        for cell, own_look in light.look.items():
             if found := where(own, cell=cell):
                 draw_band(axes, found, **own_look)
         if metric == "val_nll":
             best = min(own, key=lambda row: row["mean"])
-            axes.plot(best["step"], best["mean"], "*", color=look[best["cell"]]["color"], markersize=7)
+            axes.plot(best["step"], best["mean"], "*", color=light.look[best["cell"]]["color"], markersize=7)
         if metric in ("losses.lm", "val_nll"):
             axes.set_ylim(top=trained_top(own))
         axes.set_title(panels[metric], loc="left")
         by_update(axes)
-    _name(figure, look)
+    _name(figure, {cell: light.look[cell] for cell in light.named})
     return figure
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from latentbridge.audit.figures.sheet import Figure, Row, Sheet, unique, where
+from latentbridge.audit.figures.spotlight import ends_of, spotlight
 from latentbridge.audit.figures.style import (
     PAGE_IN,
     SMALL,
@@ -13,7 +14,6 @@ from latentbridge.audit.figures.style import (
     draw_band,
     draw_interval,
     label_ends,
-    looks,
     new_figure,
 )
 from latentbridge.audit.figures.temperature_cells import ABOUT, ACCURACY, LOSS, NAMES, WHERE, curves, ends
@@ -51,32 +51,32 @@ def _read(records: Records) -> Sheet:
 
 
 def _plot(rows: Sequence[Row], caption: str) -> Canvas:
-    figure = new_figure(caption, PAGE_IN, 4.2)
+    title = f"{NAMES[LOSS]} of the best weights"
+    light = spotlight(unique(rows, "cell"), ends_of(rows, "best_loss"), "best_loss", title)
+    figure = new_figure(light.caption(caption), PAGE_IN, 4.2)
     (loss, temperature), (accuracy, ending) = figure.subplots(2, 2)
-    cells = unique(rows, "cell")
-    look = looks(cells)
     for axes, metric in ((loss, LOSS), (temperature, "temperature"), (accuracy, ACCURACY)):
-        for cell in cells:
+        for cell, look in light.look.items():
             own = [row for row in where(rows, cell=cell, metric=metric) if row["step"] is not None]
-            draw_band(axes, own, **look[cell])
+            draw_band(axes, own, **look)
         axes.set_title(NAMES[metric], loc="left")
         by_update(axes)
     labels = {
         cell: [row for row in where(rows, cell=cell, metric="temperature") if row["step"] is not None]
-        for cell in cells
+        for cell in light.named
     }
-    _bars(ending, rows, look)
+    _bars(ending, rows, {cell: light.look[cell] for cell in light.named})
     # schedules end at one height: each is named where it is told from the others
     label_ends(
         temperature,
-        [(own[-1]["mean"], cell, look[cell]) for cell, own in labels.items() if own],
+        [(own[-1]["mean"], cell, light.look[cell]) for cell, own in labels.items() if own],
     )
     return figure
 
 
 def _bars(axes: Axes, rows: Sequence[Row], look: dict[str, dict[str, str]]) -> None:
     """The loss of the best weights with its interval, a line a cell; the accuracy is written beside it."""
-    cells = unique(rows, "cell")
+    cells = list(look)
     for place, cell in enumerate(cells):
         (found,) = where(rows, cell=cell, metric="best_loss")
         accuracy = where(rows, cell=cell, metric="final_accuracy")

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from latentbridge.audit.figures.curves import comparable, trained_top, unfinished
 from latentbridge.audit.figures.sheet import Figure, Row, Sheet, unique, where
-from latentbridge.audit.figures.style import PAGE_IN, SMALL, by_update, draw_band, looks, new_figure
+from latentbridge.audit.figures.spotlight import Spotlight, ends_of, spotlight
+from latentbridge.audit.figures.style import PAGE_IN, SMALL, by_update, draw_band, evenly, new_figure
 from latentbridge.audit.records import CellRecords, Records, evaluated, logged
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ ABOUT = (
     "Mean over seeds by update; bands: range of the seeds. Cells of one panel differ in fixes alone. "
     "What lies above all losses after a tenth of the updates is cut off."
 )
+FIXED = "with all fixes"
 # columns of a page
 MOST = 4
 
@@ -78,28 +80,28 @@ def _has(cell: CellRecords, fix: str) -> bool:
 
 def _label(cell: CellRecords, varying: Sequence[str]) -> str:
     lacking = [name for name in varying if not _has(cell, name)]
-    return f"without {', '.join(lacking)}" if lacking else "with all fixes"
+    return f"without {', '.join(lacking)}" if lacking else FIXED
 
 
 def _shown(rows: Sequence[Row]) -> list[str]:
-    """Groups for which a page has room: of many the first, the last, and some between."""
-    names = unique(rows, "like")
-    if len(names) <= MOST:
-        return names
-    return [names[round(place * (len(names) - 1) / (MOST - 1))] for place in range(MOST)]
+    """Groups for which a page has room."""
+    return evenly(unique(rows, "like"), MOST)
 
 
 def _plot(rows: Sequence[Row], caption: str) -> Canvas:
     groups = _shown(rows)
     metrics = [metric for metric in PANELS if where(rows, metric=metric)]
-    figure = new_figure(caption, PAGE_IN, 0.4 + 1.35 * len(metrics))
-    look = looks(unique(rows, "fixes"))
+    ranks = metrics[-1] if metrics[-1] == "context_recovered" else metrics[0]
+    ends = ends_of(rows, ranks, "fixes")
+    light = spotlight(unique(rows, "fixes"), ends, ranks, PANELS[ranks], keep=(FIXED,), noun="sets of fixes")
+    figure = new_figure(light.caption(caption), PAGE_IN, 0.4 + 1.35 * len(metrics))
     panels = figure.subplots(len(metrics), len(groups), squeeze=False, sharey="row")
     for line, metric in zip(panels, metrics, strict=True):
         for axes, group in zip(line, groups, strict=True):
             own = where(rows, like=group, metric=metric)
-            for label in unique(own, "fixes"):
-                draw_band(axes, where(own, fixes=label), **look[label])
+            for label, look in light.look.items():
+                if drawn := where(own, fixes=label):
+                    draw_band(axes, drawn, **look)
             by_update(axes)
             axes.set_title(
                 f"{group}: {PANELS[metric]}" if len(groups) == 1 else group, loc="left", fontsize=SMALL
@@ -110,17 +112,14 @@ def _plot(rows: Sequence[Row], caption: str) -> Canvas:
             line[0].set_yscale("log")
         if metric == "losses.lm":
             line[0].set_ylim(top=max(trained_top(where(rows, like=g, metric=metric)) for g in groups))
-    _explain(figure, look)
+    _explain(figure, light)
     return figure
 
 
-def _explain(figure: Canvas, look: dict[Any, dict[str, str]]) -> None:
+def _explain(figure: Canvas, light: Spotlight) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], linewidth=1, label=name, color=own["color"], linestyle=own["linestyle"])
-        for name, own in look.items()
-    ]
+    handles = [Line2D([], [], label=name, **({"linewidth": 1} | light.look[name])) for name in light.named]
     figure.legend(
         handles=handles, loc="outside upper center", ncols=min(3, len(handles)), frameon=False, fontsize=SMALL
     )

@@ -25,6 +25,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 GREY = "#777777"
+# a line among many that is there for comparison alone
+FAINT: dict[str, Any] = {"color": "#C4C4C4", "linestyle": "-", "linewidth": 0.5, "zorder": 1}
 SMALL = 6
 # a fixed salt and no date: equal results give equal bytes, so a second preserve changes nothing
 RC = {
@@ -143,10 +145,12 @@ def warm(values: Sequence[float]) -> dict[float, Any]:
 
 
 def draw_band(axes: Axes, rows: Sequence[dict[str, Any]], **look: Any) -> None:
-    """A mean and the range about it, by step."""
+    """A mean and the range about it, by step; of a faint line the mean alone."""
     steps = [row["step"] for row in rows]
     marks: dict[str, Any] = {"marker": "o", "markersize": 2} if len(steps) <= _FEW else {}
-    axes.plot(steps, [row["mean"] for row in rows], linewidth=1, **(marks | look))
+    axes.plot(steps, [row["mean"] for row in rows], **({"linewidth": 1} | marks | look))
+    if look["color"] == FAINT["color"]:
+        return
     low, high = ([row[bound] for row in rows] for bound in ("low", "high"))
     axes.fill_between(steps, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
@@ -251,7 +255,7 @@ def _last(group: Sequence[float], gap: float) -> float:
 
 
 def label_points(axes: Axes, points: Sequence[Mark]) -> None:
-    """Names beside points where they cover no other point, bar or name."""
+    """Names beside points where they cover no other point, bar or name; a point may have none."""
     scale = _laid_out(axes).dpi / 72
     place = axes.transData.transform
     spots = [tuple(place((mark.x, mark.y))) for mark in points]
@@ -261,6 +265,8 @@ def label_points(axes: Axes, points: Sequence[Mark]) -> None:
             taken.append(_box(tuple(place((x[0], y[0]))), tuple(place((x[1], y[1]))), scale))
     frame = axes.get_window_extent()
     for (px, py), mark in zip(spots, points, strict=True):
+        if not mark.name:
+            continue
         width, height = 0.58 * SMALL * len(mark.name) * scale, 1.15 * SMALL * scale
         dx, dy, box = _free_place(px, py, width, height, scale, taken, (frame.x0, frame.x1))
         taken.append(box)
@@ -339,6 +345,13 @@ def _overlap(one: Box, two: Box) -> float:
     return max(0.0, min(one[2], two[2]) - max(one[0], two[0])) * max(
         0.0, min(one[3], two[3]) - max(one[1], two[1])
     )
+
+
+def evenly(values: Sequence[Any], most: int) -> list[Any]:
+    """Of many the first, the last, and some between."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
 
 
 def grid(count: int, columns: int) -> tuple[int, int]:

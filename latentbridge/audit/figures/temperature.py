@@ -16,6 +16,7 @@ from latentbridge.audit.figures.style import (
     by_update,
     draw_band,
     draw_interval,
+    evenly,
     new_figure,
     warm,
 )
@@ -38,6 +39,14 @@ from latentbridge.audit.records import Records, final
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
+
+
+# of more temperatures a column has no room for all names; colours and places tell those between
+MOST_NAMED, OF_MANY = 8, 6
+
+
+def _named(temperatures: Sequence[float]) -> list[float]:
+    return evenly(sorted(temperatures), MOST_NAMED if len(temperatures) <= MOST_NAMED else OF_MANY)
 
 
 def _read(records: Records, quantities: Sequence[str], numbers: dict[str, Read]) -> Sheet:
@@ -69,9 +78,10 @@ def _name_temperatures(figure: Canvas, rows: Sequence[Row]) -> None:
     """A legend above all panels, which share their colours and lines."""
     from matplotlib.lines import Line2D
 
+    colours = warm(unique(rows, "temperature"))
     handles = [
-        Line2D([], [], color=colour, label=f"T = {temperature:g}")
-        for temperature, colour in sorted(warm(unique(rows, "temperature")).items())
+        Line2D([], [], color=colours[temperature], label=f"T = {temperature:g}")
+        for temperature in _named(list(colours))
     ]
     for line, series in zip(cycle(LINES), unique(rows, "series"), strict=False):
         face = "white" if series.startswith("choice") else GREY
@@ -94,9 +104,9 @@ def against_temperature(
         face = "white" if series.startswith("choice") else colour
         look = {"color": colour, "markerfacecolor": face, "linestyle": line, "markersize": 3}
         draw_interval(axes, own, "x", "y", label=f"acts on {series}", **look)
-    values = sorted(unique(rows, "temperature"))
+    ticks = _named(unique(rows, "temperature"))
     axes.set_xscale("log")
-    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("temperature")
     axes.set_title(title, loc="left")
