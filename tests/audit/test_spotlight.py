@@ -2,9 +2,10 @@
 
 import pytest
 
-from latentbridge.audit.figures import balance, known
+from latentbridge.audit.figures import balance, known, specialisation
+from latentbridge.audit.figures.sheet import Sheet, crowd
 from latentbridge.audit.figures.spotlight import MOST, ends_of, spotlight
-from latentbridge.audit.figures.style import FAINT, draw_band, evenly
+from latentbridge.audit.figures.style import FAINT, draw_band, evenly, name_rows
 
 NAMES = [f"c{number}" for number in range(11)]
 # c6 ends highest, then c9, c1, c4 and c7; c3 lowest
@@ -91,6 +92,30 @@ def test_a_faint_line_has_no_band():
 
     assert len(axes.collections) == 0
     assert [line.get_linewidth() for line in axes.lines] == [FAINT["linewidth"]]
+
+
+def test_names_of_rows_stand_from_the_top_in_their_order():
+    axes = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    name_rows(axes, ["a", "b", "c"])
+
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["a", "b", "c"]
+    assert axes.get_ylim() == (2.5, -0.5)
+
+
+def test_bits_of_more_cells_than_a_panel_has_rows_for_are_named_and_in_the_csv():
+    """Twenty names lay upon one another below the axis."""
+    pytest.importorskip("matplotlib")
+    names = [f"c{number}" for number in range(specialisation.MOST_ROWS + 2)]
+    rows = [
+        {"cell": cell, "layer": 0, "about": about, "share": 0.25, "shuffled_share": 0.125}
+        for cell in names
+        for about in ("class", "token")
+    ]
+    sheet = crowd(Sheet("", rows), specialisation.MOST_ROWS)
+    (plotted, _) = known("information").plot(rows, "demo.").axes
+
+    assert list(sheet.left_out) == names[-2:]
+    assert [text.get_text() for text in plotted.get_yticklabels()] == names[:-2]
 
 
 def curve(cell, metric, end):

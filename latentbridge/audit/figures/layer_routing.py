@@ -18,13 +18,16 @@ from latentbridge.audit.figures.layer_routing_cells import (
 from latentbridge.audit.figures.sheet import Figure, Row, Sheet, unique, where
 from latentbridge.audit.figures.spotlight import ends_of, spotlight
 from latentbridge.audit.figures.style import (
+    COLUMN_IN,
     GREY,
     PAGE_IN,
+    ROW_IN,
     SMALL,
     by_update,
     draw_band,
     grid,
     looks,
+    name_rows,
     new_figure,
 )
 from latentbridge.audit.records import CellRecords, Records, evaluated, logged
@@ -130,12 +133,15 @@ def _name(figure: Canvas, look: dict[Any, dict[str, Any]]) -> None:
     )
 
 
-def _bands(axes: Axes) -> None:
-    """What counts as balanced and as collapsed, over the height of all shares."""
-    axes.set_ylim(0, 1)
-    axes.axhspan(*BALANCED, color=GREY, alpha=0.12, linewidth=0)
+def _bands(axes: Axes, *, across: bool = False) -> None:
+    """What counts as balanced and as collapsed, over all shares; across: they lie along x."""
+    limit, shade, line = (
+        (axes.set_xlim, axes.axvspan, axes.axvline) if across else (axes.set_ylim, axes.axhspan, axes.axhline)
+    )
+    limit(0, 1)
+    shade(*BALANCED, color=GREY, alpha=0.12, linewidth=0)
     for border in (1 - COLLAPSED, COLLAPSED):
-        axes.axhline(border, color=GREY, linewidth=0.6, linestyle="--")
+        line(border, color=GREY, linewidth=0.6, linestyle="--")
 
 
 def _plot_shares(rows: Sequence[Row], caption: str) -> Canvas:
@@ -187,22 +193,19 @@ def _read_split(records: Records) -> Sheet:
 
 
 def _plot_split(rows: Sequence[Row], caption: str) -> Canvas:
-    figure = new_figure(caption, PAGE_IN, 2.4)
-    axes = figure.subplots()
-    _bands(axes)
     places = list(dict.fromkeys((row["cell"], row["layer"]) for row in rows))
+    figure = new_figure(caption, COLUMN_IN, 0.8 + ROW_IN * len(places))
+    axes = figure.subplots()
+    _bands(axes, across=True)
     look = looks(unique(rows, "cell"))
     for place, (cell, layer) in enumerate(places):
         shares = [row["gdn_share"] for row in where(rows, cell=cell, layer=layer)]
         shifts = [0.3 * ((number + 0.5) / len(shares) - 0.5) for number in range(len(shares))]
         colour = look[cell]["color"]
-        axes.plot([place + shift for shift in shifts], shares, "o", color=colour, markersize=3.5, alpha=0.8)
-        axes.hlines(sum(shares) / len(shares), place - 0.3, place + 0.3, color=colour, linewidth=1.2)
-    names = [f"{cell}\nlayer {layer}" for cell, layer in places]
-    axes.set_xticks(
-        range(len(places)), names, rotation=30, ha="right", rotation_mode="anchor", fontsize=SMALL
-    )
-    axes.set_ylabel(READ_BY)
+        axes.plot(shares, [place + shift for shift in shifts], "o", color=colour, markersize=3.5, alpha=0.8)
+        axes.vlines(sum(shares) / len(shares), place - 0.3, place + 0.3, color=colour, linewidth=1.2)
+    name_rows(axes, [f"{cell}, layer {layer}" for cell, layer in places])
+    axes.set_xlabel(READ_BY)
     return figure
 
 

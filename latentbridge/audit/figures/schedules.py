@@ -14,6 +14,7 @@ from latentbridge.audit.figures.style import (
     draw_band,
     draw_interval,
     label_ends,
+    name_rows,
     new_figure,
 )
 from latentbridge.audit.figures.temperature_cells import ABOUT, ACCURACY, LOSS, NAMES, WHERE, curves, ends
@@ -87,8 +88,7 @@ def _bars(axes: Axes, rows: Sequence[Row], look: dict[str, dict[str, str]]) -> N
             axes.annotate(
                 words, (1.02, place), xycoords=("axes fraction", "data"), fontsize=SMALL, va="center"
             )
-    axes.set_yticks(range(len(cells)), cells)
-    axes.set_ylim(len(cells) - 0.5, -0.5)
+    name_rows(axes, cells)
     axes.set_title("nats of the best weights, and their accuracy", loc="left")
     axes.set_xlabel(NAMES[LOSS])
 

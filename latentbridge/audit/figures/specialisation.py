@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from latentbridge.audit.figures.balance import MOST_CELLS, heat, ticks
 from latentbridge.audit.figures.sheet import Figure, Row, Sheet, crowd, unique, where, without
-from latentbridge.audit.figures.style import COLOURS, GREY, PAGE_IN, SMALL, looks, new_figure
+from latentbridge.audit.figures.style import (
+    COLOURS,
+    GREY,
+    PAGE_IN,
+    ROW_IN,
+    SMALL,
+    looks,
+    name_rows,
+    new_figure,
+)
 from latentbridge.audit.records import Records, RunRecords
 
 if TYPE_CHECKING:
@@ -20,6 +29,8 @@ NOT_KEPT = "no specialisation.json of the first seed"
 TINTS = (*(f"{colour}66" for colour in COLOURS[:6]), "#F0E442AA", "#77777766")
 LINE_CHARACTERS, PIECE_CHARACTERS, PASSAGE_LINES = 108, 9, 3
 MOST_TEXTS = 8
+# names of more lie upon one another where panels are stacked
+MOST_ROWS = 14
 # a class that is rarer tells more of chance than of experts
 FEWEST_TOKENS = 20
 
@@ -109,7 +120,7 @@ def _read_bits(records: Records) -> Sheet:
         "Mutual information of a token's first expert with the token and with its class, on the test text, "
         "as a share of the expert's entropy, with Miller and Madow's term; crosses: of experts dealt at "
         "random, where what is above 0 is the estimate's own bias. A dot: a layer of one seed, the first "
-        "layer leftmost."
+        "layer uppermost."
     )
     for cell in records.mixtures:
         for run in cell.runs:
@@ -131,12 +142,12 @@ def _read_bits(records: Records) -> Sheet:
                             }
                         )
     without(records.mixtures, {row["cell"] for row in sheet.rows}, "nothing was counted", sheet)
-    return sheet
+    return crowd(sheet, MOST_ROWS)
 
 
 def _plot_bits(rows: Sequence[Row], caption: str) -> Canvas:
-    cells, layers = unique(rows, "cell"), sorted(unique(rows, "layer"))
-    figure = new_figure(caption, PAGE_IN, 2.4)
+    cells, layers = unique(rows, "cell")[:MOST_ROWS], sorted(unique(rows, "layer"))
+    figure = new_figure(caption, PAGE_IN, 0.8 + ROW_IN * len(cells))
     look = looks(cells)
     titles = {"class": "about the class of the token", "token": "about the token"}
     for axes, (about, title) in zip(figure.subplots(1, 2, sharey=True), titles.items(), strict=True):
@@ -144,13 +155,13 @@ def _plot_bits(rows: Sequence[Row], caption: str) -> Canvas:
             for row in where(rows, cell=cell, about=about):
                 shift = 0.5 * (row["layer"] / max(1, len(layers) - 1) - 0.5)
                 axes.plot(
-                    place + shift, row["share"], "o", color=look[cell]["color"], markersize=3, alpha=0.8
+                    row["share"], place + shift, "o", color=look[cell]["color"], markersize=3, alpha=0.8
                 )
-                axes.plot(place + shift, row["shuffled_share"], "x", color=GREY, markersize=3)
-        axes.axhline(0, color=GREY, linewidth=0.5, zorder=0)
-        axes.set_xticks(range(len(cells)), cells, rotation=35, ha="right", rotation_mode="anchor")
+                axes.plot(row["shuffled_share"], place + shift, "x", color=GREY, markersize=3)
+        axes.axvline(0, color=GREY, linewidth=0.5, zorder=0)
+        name_rows(axes, cells)
         axes.set_title(title, loc="left")
-    figure.axes[0].set_ylabel("share of the expert's entropy")
+        axes.set_xlabel("share of the expert's entropy")
     return figure
 
 

@@ -28,6 +28,8 @@ GREY = "#777777"
 # a line among many that is there for comparison alone
 FAINT: dict[str, Any] = {"color": "#C4C4C4", "linestyle": "-", "linewidth": 0.5, "zorder": 1}
 SMALL = 6
+# of a line that has a name before it
+ROW_IN = 0.16
 # a fixed salt and no date: equal results give equal bytes, so a second preserve changes nothing
 RC = {
     "font.size": 7,
@@ -373,6 +375,12 @@ def thousands(axis: Axis) -> None:
     if axis.get_scale() == "log":
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.set_minor_formatter(NullFormatter())
+
+
+def name_rows(axes: Axes, names: Sequence[str]) -> None:
+    """A line of the axes for each name, from the top."""
+    axes.set_yticks(range(len(names)), names, fontsize=SMALL)
+    axes.set_ylim(len(names) - 0.5, -0.5)
 
 
 def by_update(axes: Axes) -> None:
