@@ -10,7 +10,7 @@ from latentbridge.nn.sorted_attention import BLOCK, Reader, by_blocks, plain
 from latentbridge.nn.takers import find_takers
 
 # tokens of a text from which blocks are read sooner than all places (H200, 12 heads of 64, half of them ask)
-LONG = 8192
+LONG = 4096
 
 
 def choose_reader(device: torch.device, dtype: torch.dtype, width: int, length: int) -> Backend:

@@ -29,7 +29,7 @@ def test_flex_attention_is_used_where_it_agrees_with_float64(monkeypatch, error:
 def test_in_short_texts_all_places_are_read_and_nothing_is_tried():
     assert choose_reader(CUDA, torch.bfloat16, 5, LONG - 1) == (
         "plain",
-        "texts of 8,191 tokens; from 8,192 on it pays to read by blocks",
+        "texts of 4,095 tokens; from 4,096 on it pays to read by blocks",
     )
 
 
