@@ -48,6 +48,9 @@ COMPRESSION = {
     "answers, question cut as short": ACCURACY["cut text"],
 }
 
+# letters of a line of an article in 10 pt
+_LINE = 80
+
 
 @dataclass(frozen=True)
 class Table:
@@ -64,13 +67,17 @@ class Table:
         return "\n".join(f"| {' | '.join(_plain(cell) for cell in line)} |" for line in lines)
 
     def latex(self) -> str:
-        r"""A floating table; takes \usepackage{booktabs}."""
+        r"""A floating table; takes \usepackage{booktabs,graphicx}."""
         ids = " ".join(cell.id for row in self.rows for cell in row if isinstance(cell, Number))
         alignment = "".join(
             "r" if any(isinstance(cell, Number) for cell in column) else "l"
             for column in zip(*self.rows, strict=True)
         )
-        body = [_latex_row([c.text if isinstance(c, Number) else c for c in row]) for row in self.rows]
+        plain = [[c.text if isinstance(c, Number) else c for c in row] for row in self.rows]
+        body = [_latex_row(row) for row in plain]
+        letters = sum(max(map(len, column)) + 2 for column in zip(self.header, *plain, strict=True))
+        # made as wide as the page where it would be wider
+        start, stop = ([r"  \resizebox{\linewidth}{!}{%"], ["  }"]) if letters > _LINE else ([], [])
         return "\n".join(
             [
                 f"% {self.name}: numbers.json has run id, file and sha256 of {ids}",
@@ -78,6 +85,7 @@ class Table:
                 r"  \centering",
                 rf"  \caption{{{escape(self.caption)}}}",
                 rf"  \label{{tab:{self.name}}}",
+                *start,
                 rf"  \begin{{tabular}}{{{alignment}}}",
                 r"    \toprule",
                 f"    {_latex_row(self.header)}",
@@ -85,6 +93,7 @@ class Table:
                 *(f"    {line}" for line in body),
                 r"    \bottomrule",
                 r"  \end{tabular}",
+                *stop,
                 r"\end{table}",
                 "",
             ]

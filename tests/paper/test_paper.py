@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -290,6 +292,21 @@ def test_tables_are_latex_that_names_its_numbers(template, worked):
     assert r"\label{tab:ablations}" in latex and r"\toprule" in latex
     assert re.search(r"dynamic & baseline & val\\_nll & \$-\$0\.138 \[\$-\$0\.\d+, \$-\$0\.\d+\] &", latex)
     assert "sha256 of n1 n2" in latex and r"\begin{tabular}{lllrrl}" in latex
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="there is no LaTeX here")
+def test_latex_takes_every_table_of_the_example_paper_and_none_is_wider_than_its_page(tmp_path):
+    files = sorted((Path(__file__).parents[2] / "papers/mixtures/tables").glob("*.tex"))
+    inputs = "".join(rf"\input{{{file}}}\clearpage" for file in files)
+    packages = r"\usepackage[margin=2cm]{geometry}\usepackage{booktabs,graphicx}"
+    whole = rf"\documentclass{{article}}{packages}\begin{{document}}{inputs}\end{{document}}"
+    (tmp_path / "all.tex").write_text(whole)
+
+    command = ["pdflatex", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert len(files) == 11 and "Overfull" not in done.stdout
 
 
 def test_the_pdf_is_one_and_the_same_for_the_same_paper(tmp_path):
