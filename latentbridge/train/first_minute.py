@@ -42,9 +42,12 @@ class Weighable(Protocol):
         """The part of an evaluation that takes the most memory; all ranks together."""
 
 
-def first_minute(workload: Weighable, engine: Engine, steps: int, run: Run) -> dict[str, Any]:
+def first_minute(
+    workload: Weighable, engine: Engine, model: nn.Module, steps: int, run: Run
+) -> dict[str, Any]:
     """Try out an update, an evaluation and a checkpoint; returns seconds and peak GiB of each.
 
+    model: what updates call, and not the engine itself: DeepSpeed takes any backward for one of its own
     steps: updates of the whole run
     RunError where a term of the loss trains nothing; what does not fit raises what it would later
     """
@@ -66,7 +69,7 @@ def first_minute(workload: Weighable, engine: Engine, steps: int, run: Run) -> d
     reseed("first minute")
     # what a forward in training mode remembers, such as a router's load, is not of the run
     kept = [(buffer, buffer.clone()) for buffer in engine.module.buffers()]
-    measured("update", lambda: _try_updates(workload, engine, workload.heaviest_steps(steps)))
+    measured("update", lambda: _try_updates(workload, engine, model, workload.heaviest_steps(steps)))
     for buffer, before in kept:
         buffer.copy_(before)
     engine.set_training(False)
@@ -77,30 +80,29 @@ def first_minute(workload: Weighable, engine: Engine, steps: int, run: Run) -> d
     return found
 
 
-def _try_updates(workload: Weighable, engine: Engine, steps: Sequence[int]) -> None:
+def _try_updates(workload: Weighable, engine: Engine, model: nn.Module, steps: Sequence[int]) -> None:
     engine.set_training(True)
     count = engine.micro_batch_size * distributed.world_size()
     batch = workload.load_batch(distributed.shard(workload.heaviest(count)))
     for step in steps:
         if engine.zero_stage < 3:
-            _try_update(workload, engine, batch, step, is_alone=count == 1)
+            _try_update(workload, model, batch, step, is_alone=count == 1)
             continue
         # weights are there inside of a forward only; the first update tells whether a backward fits
         with torch.no_grad():
             workload.losses(engine.model, batch, step)
 
 
-def _try_update(workload: Weighable, engine: Engine, batch: Any, step: int, is_alone: bool) -> None:
-    # not the engine: it takes any backward for one of its own, and would keep the gradients
-    terms = workload.losses(engine.module, batch, step)
+def _try_update(workload: Weighable, model: nn.Module, batch: Any, step: int, is_alone: bool) -> None:
+    terms = workload.losses(model, batch, step)
     # what weighs nothing is a figure for the log
     weighted = [name for name, term in terms.items() if term.weight]
-    parameters = [p for p in engine.module.parameters() if p.requires_grad]
+    parameters = [p for p in model.parameters() if p.requires_grad]
     for number, name in enumerate(weighted):
         if number:
             terms.clear()
             # a compiled part, such as FlexAttention, may give its gradient only once
-            terms = workload.losses(engine.module, batch, step)
+            terms = workload.losses(model, batch, step)
         term = terms[name]
         found = torch.autograd.grad(term.value, parameters, allow_unused=True)
         is_dead = not any(gradient is not None and bool(gradient.any()) for gradient in found)

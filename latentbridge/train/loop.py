@@ -182,13 +182,14 @@ class _Loop:
         self.state = _State(evaluated=not config.train.eval_at_start)
         self.tally = Tally()
         self.stop = StopPoll(run)
+        self.model = compiled(self.engine.module) if config.train.recorded else self.engine.module
         self.recorded = self._record() if config.train.recorded else None
         self.saved_step = -1
         # weights and what is told of them, see `_save`
         self.unwritten_best: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         self._resume()
         if self.state.step == 0 and isinstance(workload, Weighable) and self._is_tried_out():
-            found = first_minute(workload, self.engine, config.train.steps, run)
+            found = first_minute(workload, self.engine, self.model, config.train.steps, run)
             if run.is_main:
                 write_json(run.folder.first_minute, found)
         self.engine.set_training(True)
@@ -260,8 +261,7 @@ class _Loop:
             raise ConfigError(
                 "train.recorded is true, but this job's updates have no fixed shape; leave it out"
             )
-        model = compiled(self.engine.module)
-        return RecordedStep(lambda batch: self._backward(workload.fixed_losses(model, batch), 1))
+        return RecordedStep(lambda batch: self._backward(workload.fixed_losses(self.model, batch), 1))
 
     def _micro_step(self, batch: Any, step: int) -> dict[str, Tensor]:
         """Add one micro-batch's gradients; returns its loss, and the terms of it."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,50 @@ def test_a_compiled_part_that_gives_its_gradient_once_is_tried_out(
     ranks(toy.run, tmp_path / "run", toy.make_config(engine="torch"), Compiled(), world_size=1)
 
     assert list(found(tmp_path / "run")) == ["update", "evaluation", "checkpoint"]
+
+
+def test_what_is_compiled_is_weighed_as_it_will_run(
+    ranks: Any, toy: Any, heavy: type, on_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uncompiled it takes twice the memory: what would have fitted was refused."""
+
+    class Compiled(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores: torch.Tensor = self.module(x)
+            return scores
+
+    @dataclass(frozen=True)
+    class Batch:
+        numbers: torch.Tensor
+
+    class Fixed(heavy):  # type: ignore[misc,valid-type]
+        def load_batch(self, indices: Sequence[int]) -> Batch:
+            return Batch(torch.tensor(indices))
+
+        def begin_update(self, step: int) -> None:
+            pass
+
+        def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, LossTerm]:
+            return self.fixed_losses(model, batch)
+
+        def fixed_losses(self, model: nn.Module, batch: Batch) -> dict[str, LossTerm]:
+            assert isinstance(model, Compiled)
+            return super().losses(lambda x: model(x.bfloat16()).float(), batch.numbers, 1)  # type: ignore[no-any-return]
+
+        def evaluate(self, model: nn.Module, step: int, label: str) -> Any:
+            assert not isinstance(model, Compiled)
+            return super().evaluate(lambda x: model(x.bfloat16()).float(), step, label)
+
+        def evaluate_heaviest(self, model: nn.Module) -> None:
+            model(self.inputs.bfloat16())
+
+    monkeypatch.setattr(loop, "compiled", Compiled)
+    config = toy.make_config(engine="torch", precision="bf16", recorded=True)
+    ranks(toy.run, tmp_path / "run", config, Fixed(), world_size=1)
+
+    assert list(found(tmp_path / "run")) == ["update", "evaluation", "checkpoint"]
+    assert len(curve(tmp_path / "run")) == 6
