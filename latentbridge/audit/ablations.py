@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from latentbridge.audit.sharing import most_at_once
 from latentbridge.audit.statistics.corrections import holm, outcome
 from latentbridge.audit.statistics.seeds import compare_seeds, seed_mean
 from latentbridge.audit.summary import CLAIM, CellRow, RunRow, Summary, gaps
@@ -35,6 +36,8 @@ def read_launch(launch_folder: Path) -> Summary:
     """The summary of a launch as its folder stands; writes nothing."""
     plan = read_object(launch_folder / "plan.json", "runs")
     runs = [read_run(record, launch_folder) for record in plan["runs"]]
+    together = most_at_once(RunDir(launch_folder / Path(record["folder"]).name) for record in plan["runs"])
+    runs = [replace(run, to_a_card=together.get(run.name, 1)) for run in runs]
     cells = []
     for name in dict.fromkeys(run.cell for run in runs):
         own = [run for run in runs if run.cell == name]

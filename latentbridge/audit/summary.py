@@ -32,6 +32,8 @@ class RunRow:
     backoff: int = 0
     # of every log record, where a text is modelled: of other jobs tokens are no measure of work
     tokens_per_s: list[float] = field(default_factory=list)
+    # runs that were on one of its cards at once, itself among them, as far as it is known
+    to_a_card: int = 1
 
     @property
     def flag(self) -> str | None:
@@ -130,6 +132,11 @@ class CellRow:
         return {"p10": tenths[0], "p50": tenths[4], "p90": tenths[8]}
 
     @property
+    def to_a_card(self) -> int:
+        """The most of its runs'; above 1 tokens a second are not those of a whole card."""
+        return max(run.to_a_card for run in self.runs)
+
+    @property
     def soft_tokens(self) -> int | None:
         """How many soft tokens the cell's bridge writes; None for jobs without a bridge."""
         model = self.runs[0].config.get("model")
@@ -182,6 +189,7 @@ class Summary:
                     "warm_start": run.warm_start,
                     "backoff": run.backoff,
                     "flag": run.flag,
+                    **({"to_a_card": run.to_a_card} if run.to_a_card > 1 else {}),
                     "metrics": _records(run.metrics),
                 }
                 for run in self.runs

@@ -148,6 +148,7 @@ def blocks(summary: Summary) -> list[Block]:
     if rates := [(cell.name, cell.tokens_per_s) for cell in summary.cells if cell.tokens_per_s]:
         rows = [[name, *(f"{rate:,.0f}" for rate in tenths.values())] for name, tenths in rates]
         title = "Training: tokens a second over log records, without evaluations and checkpoints"
+        title += "; of shared cards" if any(cell.to_a_card > 1 for cell in summary.cells) else ""
         found.append(Block(title, ["cell", "p10", "p50", "p90"], rows))
     if any(ADAPTERS["trained"] in cell.metrics for cell in summary.cells):
         found.append(_adapters_block(summary))
@@ -179,6 +180,12 @@ def notes(summary: Summary) -> list[str]:
     chosen = dict.fromkeys(why for verdict in summary.verdicts for why in verdict.chosen)
     found = [*summary.flags, *(f"chosen: {why}" for why in chosen)]
     found += [UNJUDGED] if any(verdict.outcome == "-" for verdict in summary.verdicts) else []
+    shared = [run.to_a_card for run in summary.runs if run.to_a_card > 1 and run.tokens_per_s]
+    if shared:
+        found.append(
+            f"shared: {len(shared)} runs had a card, or a machine without one, with others, up to "
+            f"{max(shared)} at once: their tokens a second compare with nothing"
+        )
     for cell in summary.cells:
         found += _void_notes(cell)
     return found

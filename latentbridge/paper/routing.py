@@ -255,7 +255,14 @@ class RoutingPaper:
             for name in (self.roles.baseline, self.roles.dynamic)
         ]
         header = ["Model", "Tokens/s ↑", "Time ↓ (min)", "Overhead"]
-        return header, ["Baseline", "Dynamic"], rows, "Training alone, without evaluations and checkpoints."
+        about = "Training alone, without evaluations and checkpoints."
+        if (most := self._to_a_card()) > 1:
+            about += f" Up to {most} runs had a card together: rates and minutes do not compare."
+        return header, ["Baseline", "Dynamic"], rows, about
+
+    def _to_a_card(self) -> int:
+        cells = (self.quote.results.cell(name)[1] for name in (self.roles.baseline, self.roles.dynamic))
+        return max(run.row.to_a_card for cell in cells for run in cell.runs)
 
     def _softmax(self, layer: Layer, digits: int = 1) -> Number:
         return self._derived(
@@ -292,6 +299,8 @@ class RoutingPaper:
         )
 
     def _overhead(self, name: str, digits: int) -> Cell:
+        if self._to_a_card() > 1:
+            return "void"
         if name == self.roles.baseline:
             return "1.0×"
         value = self._mean_minutes(name) / self._mean_minutes(self.roles.baseline)

@@ -3,7 +3,7 @@ import pytest
 from latentbridge.audit.ablations import read_launch
 from latentbridge.audit.table import ACCURACY, MAX_WIDTH, RECOVERED, Block, render
 from latentbridge.metric import void
-from latentbridge.rundir import append_jsonl
+from latentbridge.rundir import append_jsonl, write_json
 
 TRANSLATOR = [*ACCURACY.values(), *RECOVERED.values(), "bridged_nll", "compression_prompt"]
 
@@ -263,6 +263,20 @@ def test_a_language_models_throughput_is_shown_in_percentiles_over_the_log_recor
     assert row.split() == ["small", "1,000", "1,400", "2,000"]
     cells = {cell["cell"]: cell.get("tokens_per_s") for cell in found.as_record()["cells"]}
     assert cells == {"small": {"p10": 1000, "p50": 1400, "p90": 2000}, "bridge": None}
+
+
+def test_throughput_of_runs_that_shared_a_card_is_called_that(launch, metric):
+    """Six runs to a card measured the card's other runs, and looked like a model's speed."""
+    for seed in (1, 2):
+        folder = launch.run("small", seed, {"test_nll": metric(2.0)}, config={"text": {}})
+        append_jsonl(folder.train_log, {"step": 1, "tokens_per_s": 4096.0})
+        attempt = folder.new_attempt()
+        write_json(attempt / "env.json", {"host": "node1", "cards": "3"})
+        write_json(attempt / "exit.json", {"began": 10.0 * seed, "ended": 50.0})
+    text = render(read_launch(launch.path))
+
+    assert "evaluations and checkpoints; of shared cards" in text
+    assert "shared: 2 runs had a card, or a machine without one, with others, up to 2 at once" in text
 
 
 def test_a_single_log_record_is_all_percentiles(launch, metric):

@@ -21,6 +21,7 @@ from latentbridge.paper.template import fill
 from latentbridge.paper.trace import Trace
 from latentbridge.paper.typeset import to_pdf
 from latentbridge.paper.write import tables
+from latentbridge.rundir import RunDir, write_json
 
 ROOT = Path(__file__).parents[2]
 BASELINE = {"nll": 4.294, "perplexity": 73.2, "accuracy": 0.314}
@@ -94,6 +95,17 @@ def test_the_guides_worked_example_gives_its_gains(quote):
         "+12.6 %",
         "+0.7 pp",
     ]
+
+
+def test_what_runs_of_a_shared_card_cost_has_no_overhead(template, worked):
+    for name in ("baseline-s5", "dynamic-s6"):
+        attempt = RunDir(worked.path / name).new_attempt()
+        write_json(attempt / "env.json", {"host": "node1", "cards": "0"})
+        write_json(attempt / "exit.json", {"began": 0.0, "ended": 9.0})
+    text = unlinked(markdown_of(template(TEMPLATE), worked))
+
+    assert "| Dynamic | 4,500 | 11.0 min | void |" in text
+    assert "Up to 2 runs had a card together: rates and minutes do not compare." in text
 
 
 def test_by_a_metric_without_a_better_side_nothing_is_gained(launch):

@@ -226,6 +226,8 @@ class Worker:
                 "slurm": own_job.identity() if self.on_slurm else None,
                 "token": self.token,
                 "host": os.uname().nodename,
+                # SLURM numbers those of a job from 0, and gives them to one job alone
+                "cards": None if self.on_slurm else os.environ.get("CUDA_VISIBLE_DEVICES", ""),
                 "nodes": os.environ.get("SLURM_JOB_NODELIST", os.uname().nodename),
                 "pid": os.getpid(),
                 "head": head_address(self.run.resources.nodes) if self.on_slurm else "127.0.0.1",
