@@ -113,7 +113,9 @@ class Worker:
         return EXIT_STOPPED
 
     def _attempt(self) -> int:
-        if not self._close_silent() or self._has_failed():
+        self._close_silent()
+        # STOPPED keeps nobody out: whoever started this worker wants the run to go on
+        if self._has_failed():
             print(f"{self.run.name} has FAILED; `latentbridge retry` brings it back", file=sys.stderr)
             return self._leave()
         # first: from here on an old marker would tell of what is over
@@ -137,17 +139,18 @@ class Worker:
             return self._again()
         return EXIT_STOPPED if self.folder.state == "STOPPED" else EXIT_FAILED
 
-    def _close_silent(self) -> bool:
-        """Write down the end of an attempt before this one that ended without a word; whether to go on."""
+    def _close_silent(self) -> None:
+        """Write down the end of an attempt before this one that ended without a word."""
         attempts = self.folder.list_attempts()
         if not attempts or (attempts[-1] / "exit.json").exists():
-            return True
+            return
         if not self.on_slurm:
-            return close_lost(self.launch, self.run, "killed", "ended without a word: its worker was killed")
+            close_lost(self.launch, self.run, "killed", "ended without a word: its worker was killed")
+            return
         # a batch shell that was left alive would have said how it ended
         self._leave_out_dead(read_opening(attempts[-1]).get("nodes", ""))
         message = "its node died: nobody there could say how it ended"
-        return close_lost(self.launch, self.run, "node_fail", message)
+        close_lost(self.launch, self.run, "node_fail", message)
 
     def _has_failed(self) -> bool:
         """Whether the rules allow no more attempts; SLURM may start a job again while its epilogue speaks."""

@@ -17,7 +17,7 @@ from latentbridge.job import STOP_REQUEST
 from latentbridge.launch import launcher
 from latentbridge.launch.ledger import Orders
 from latentbridge.launch.node import own_job
-from latentbridge.launch.node.attempt import Ending, conclude
+from latentbridge.launch.node.attempt import SIGNALLED, Ending, conclude
 from latentbridge.launch.node.worker import Worker
 from latentbridge.launch.plan import make_plan
 from latentbridge.launch.spec import Retry
@@ -90,6 +90,27 @@ def test_a_rank_that_logs_nothing_for_long_is_left_alone_while_another_moves(pla
     launch = plan("{mishap: silence, steps: 30, step_s: 0.25, resources.gpus_per_node: 2}", hang_s=5)
 
     assert work(launch) == EXIT_DONE
+
+
+@pytest.mark.parametrize("cause", ["stopped", "cancelled"])
+def test_an_attempt_that_was_asked_to_stop_and_died_first_keeps_no_other_from_starting(plan, cause):
+    launch = plan("{steps: 4}")
+    dead = launch.run("a").folder.new_attempt()
+    write_json(dead / SIGNALLED, {"cause": cause, "message": "asked"})
+
+    assert work(launch) == EXIT_DONE
+
+    assert [ending(launch, n)["cause"] for n in (1, 2)] == [cause, "done"]
+
+
+def test_an_attempt_that_died_once_too_often_does_keep_others_from_starting(plan):
+    launch = plan("{steps: 4}", killed=0)
+    launch.run("a").folder.new_attempt()
+
+    assert work(launch) == EXIT_FAILED
+
+    assert ending(launch)["cause"] == "killed"
+    assert len(launch.run("a").folder.list_attempts()) == 1
 
 
 def test_what_a_rank_leaves_behind_ends_with_its_attempt(plan):
