@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 from latentbridge.errors import PreflightError, RunError
 from latentbridge.job import GUARDIAN_VARIABLE
@@ -22,6 +24,22 @@ from latentbridge.launch.node.worker import EXIT_AGAIN
 from latentbridge.launch.record import Launch, PlannedRun, settle_config
 from latentbridge.launch.status import WORKER_LOG
 from latentbridge.launch.twins import say_damaged, take_over
+
+
+@dataclass(frozen=True)
+class Work:
+    """One run in the hands of a worker."""
+
+    run: PlannedRun
+    process: subprocess.Popen[bytes]
+    # the last attempt of those that others made; what it said it was doing is over
+    after: int
+
+    def read_progress(self) -> dict[str, Any]:
+        """What this worker's attempt last said it was doing; empty before it has said anything."""
+        attempts = self.run.folder.list_attempts()
+        has_begun = bool(attempts) and int(attempts[-1].name) > self.after
+        return self.run.folder.read_progress() if has_begun else {}
 
 
 class LocalPool:
@@ -38,7 +56,7 @@ class LocalPool:
                     f"run '{run.name}' asks for {ranks_of(run)} GPUs, this machine shows {len(self.gpus)}: "
                     "--set resources.gpus_per_node=N, or another --cluster"
                 )
-        self.working: dict[int, tuple[PlannedRun, subprocess.Popen[bytes]]] = {}  # by slot
+        self.working: dict[int, Work] = {}  # by slot
         self.stopping = False
         self.interrupts = 0
         # why runs could not start, or not from what there is
@@ -101,7 +119,9 @@ class LocalPool:
                 self.refusals.append(str(refusal))
             else:
                 self.refusals += say_damaged(ready)
-                self.working[slot] = (ready, self._start(ready, slot))
+                attempts = ready.folder.list_attempts()
+                after = int(attempts[-1].name) if attempts else 0
+                self.working[slot] = Work(ready, self._start(ready, slot), after)
 
     def _may_start(self, run: PlannedRun) -> bool:
         return self._has_needs(run) and not any(twin.is_locked() for twin in run.twins)
@@ -111,7 +131,7 @@ class LocalPool:
 
     def _give_up_blocked(self) -> None:
         """Leave runs whose needs ended badly to a later launch; `status` says what they wait for."""
-        moving = {run.name for run, _ in self.working.values()} | {run.name for run in self.pending}
+        moving = {work.run.name for work in self.working.values()} | {run.name for run in self.pending}
         while blocked := [r for r in self.pending if not self._has_needs(r) and not moving & set(r.needs)]:
             for run in blocked:
                 self.pending.remove(run)
@@ -144,8 +164,8 @@ class LocalPool:
             )
 
     def _collect(self) -> None:
-        for slot, (run, process) in list(self.working.items()):
-            code = process.poll()
+        for slot, work in list(self.working.items()):
+            run, code = work.run, work.process.poll()
             if code is None:
                 continue
             del self.working[slot]
@@ -157,12 +177,12 @@ class LocalPool:
                 self.pending.insert(0, run)
 
     def _ask_all_to_stop(self) -> None:
-        for _, process in self.working.values():
-            process.send_signal(signal.SIGTERM)
+        for work in self.working.values():
+            work.process.send_signal(signal.SIGTERM)
 
     def _wait_for_all(self, patience_s: float) -> None:
         deadline = time.monotonic() + patience_s
-        for _, process in self.working.values():
+        for process in (work.process for work in self.working.values()):
             try:
                 process.wait(timeout=max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:

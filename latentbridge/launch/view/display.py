@@ -204,15 +204,15 @@ class Board:
 
     def __call__(self, pool: LocalPool) -> None:
         """Show the pool as it is now."""
-        working = {run.name: run for run, _ in pool.working.values()}
+        working = {work.run.name: work for work in pool.working.values()}
         left = len(working) + len(pool.pending)
         self.progress.update(self.overall, completed=self.total - left)
         for name in [name for name in self.bars if name not in working]:
             self.progress.remove_task(self.bars.pop(name))
             print(f"{name}: {pool.launch.runs[name].folder.state or 'again'}", flush=True)
         lines = []
-        for name, run in working.items():
-            said = run.folder.read_progress()
+        for name, work in working.items():
+            said = work.read_progress()
             stage, done, total = said.get("stage", "starting"), said.get("done", 0), said.get("total")
             if name not in self.bars:
                 self.bars[name] = self.progress.add_task(escape(name), total=None)
