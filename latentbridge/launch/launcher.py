@@ -15,7 +15,7 @@ from latentbridge.launch.checks.names import known_nodes
 from latentbridge.launch.checks.preflight import preflight
 from latentbridge.launch.checks.rehearse import can_rehearse, rehearse
 from latentbridge.launch.cluster import check_executor
-from latentbridge.launch.lease import LEASE_S, lease
+from latentbridge.launch.lease import LEASE_S, await_sign, find_unsure, lease
 from latentbridge.launch.orders import find_skipped, select
 from latentbridge.launch.plan import Plan, code_hash, find_launch, refresh, sweep_drafts, write_launch
 from latentbridge.launch.record import LIMITS, Launch
@@ -191,15 +191,19 @@ def _by_hand(launch: Launch, step: Advance) -> str:
 
 
 def _run_here(launch: Launch) -> int:
-    with lease(launch.path / "ledger" / "pool.lock", f"running {launch.name}"):
+    lock = launch.path / "ledger" / "pool.lock"
+    if holder := find_unsure(lock):
+        print(f"waiting up to {LEASE_S} s for a sign of life of {holder}, which was running this", flush=True)
+        await_sign(lock)
+    with lease(lock, f"running {launch.name}"):
         return _run_pool(launch)
 
 
 def _run_pool(launch: Launch) -> int:
     from latentbridge.launch.local import LocalPool
 
-    with display.console.status("waiting for processes that are still at work on these runs"):
-        wait_for_others(launch)
+    for line in wait_for_others(launch):
+        print(line, flush=True)
     states = status(launch)
     pending = [launch.run(s.name) for s in states if s.phase in ("planned", "stopped", "waiting", "lost")]
     if pending:

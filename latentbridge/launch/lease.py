@@ -63,9 +63,8 @@ def lease(path: Path, what: str, patience_s: float = 0) -> Iterator[Lease]:
             continue
         # one that was released this moment is ours at the next try
         if time.monotonic() >= deadline + (RELEASED_S if holder is None else 0):
-            who = "process {pid} on {host}".format_map(UNREADABLE | (holder or {}))
             raise LockedError(
-                f"{what} is in the hands of {who} ({path}). "
+                f"{what} is in the hands of {_who(holder or {})} ({path}). "
                 f"Wait for it, or end it and try again; of a dead host it is free after {LEASE_S} s"
             )
         time.sleep(RETRY_S)
@@ -79,6 +78,32 @@ def lease(path: Path, what: str, patience_s: float = 0) -> Iterator[Lease]:
         keeper.join()
         if _holder(path) == held.me:
             path.unlink(missing_ok=True)
+
+
+def find_unsure(path: Path) -> str | None:
+    """Who holds a lock on another host, or in another container, and may be dead; None if nobody does."""
+    holder = _holder(path)
+    if not holder or holder.get("space") == process_space() or _is_stale(path, holder):
+        return None
+    return _who(holder)
+
+
+def await_sign(path: Path) -> None:
+    """Return once such a holder has renewed its lock or left it, or was silent so long that it is free."""
+    seen, deadline = _renewed(path), time.monotonic() + LEASE_S + RENEW_S
+    while find_unsure(path) and _renewed(path) == seen and time.monotonic() < deadline:
+        time.sleep(RETRY_S)
+
+
+def _renewed(path: Path) -> int | None:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _who(holder: dict[str, str | int]) -> str:
+    return "process {pid} on {host}".format_map(UNREADABLE | holder)
 
 
 def _try_lock(held: Lease) -> bool:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from latentbridge.errors import ConfigError, DamageError, RunError, SchedulerError
+from latentbridge.job import STOP_REQUEST
 from latentbridge.launch.account import HOUR_S, gpu_hours
 from latentbridge.launch.ledger import NO_ANSWER, SKIPPED, Orders, Place, Submission
 from latentbridge.launch.node.attempt import ranks_of, silent_for
@@ -457,7 +458,23 @@ def as_record(launch: Launch, states: list[RunStatus]) -> dict[str, Any]:
     }
 
 
-def wait_for_others(launch: Launch) -> None:
-    """Return once no process is at work on a run: workers of a killed launcher save before they leave."""
-    while any(run.folder.is_locked() for run in launch.runs.values()):
+def wait_for_others(launch: Launch) -> Iterator[str]:
+    """Go on once no process is at work on a run; says of each, once, what it is waited for.
+
+    By their locks alone: those of workers that died with their machine are free.
+    """
+    said: set[str] = set()
+    while at_work := [run.folder for run in launch.runs.values() if run.folder.is_locked()]:
+        for line in (_what_is_waited_for(folder) for folder in at_work):
+            if line not in said:
+                said.add(line)
+                yield line
         time.sleep(0.2)
+
+
+def _what_is_waited_for(folder: RunDir) -> str:
+    attempts = folder.list_attempts()
+    # workers of a killed launcher save before they leave
+    if attempts and (attempts[-1] / STOP_REQUEST).exists() and not (attempts[-1] / "exit.json").exists():
+        return f"waiting for {folder.name} to finish stopping"
+    return f"waiting for {folder.name}: a process is at work on it that this command did not start"

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -14,7 +15,7 @@ from launching import wait_for
 
 from latentbridge.errors import LockedError
 from latentbridge.launch import lease as lease_module
-from latentbridge.launch.lease import lease
+from latentbridge.launch.lease import await_sign, find_unsure, lease
 
 
 def test_a_held_lease_is_refused_naming_its_holder(tmp_path):
@@ -83,6 +84,37 @@ def test_who_waits_for_a_lease_gets_it_when_it_is_released(tmp_path):
             time.sleep(0.01)
         with lease(path, "the launch", patience_s=20):
             assert json.loads(path.read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_of_a_holder_elsewhere_a_sign_of_life_or_a_whole_lease_of_silence_is_awaited(
+    is_alive, tmp_path, monkeypatch
+):
+    path = tmp_path / "lock"
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 1, "token": "abc"}))
+    monkeypatch.setattr(lease_module, "LEASE_S", 600 if is_alive else 1)
+    if is_alive:
+        threading.Timer(0.5, os.utime, [path]).start()
+    assert find_unsure(path) == "process 1 on elsewhere"
+
+    await_sign(path)
+
+    if is_alive:
+        assert find_unsure(path)
+        with pytest.raises(LockedError), lease(path, "the launch"):
+            pass
+    else:
+        with lease(path, "the launch"):
+            pass
+
+
+def test_who_holds_a_lock_here_is_known_and_needs_to_give_no_sign(tmp_path):
+    path = tmp_path / "lock"
+    assert find_unsure(path) is None
+
+    with lease(path, "the launch"):
+        assert find_unsure(path) is None
 
 
 def test_a_recycled_process_id_does_not_keep_a_lock_alive(tmp_path):

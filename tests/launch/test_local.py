@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 from launching import steps_of, the_launch, wait_for
 
-from latentbridge.rundir import read_json
+from latentbridge.launch.record import Launch
+from latentbridge.launch.status import wait_for_others
+from latentbridge.rundir import RunDir, hold_lock, read_json, write_json
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -45,6 +48,13 @@ def processes_of(project):
             if str(project / "runs") in line:
                 found.append(int(entry.name))
     return found
+
+
+def kill_at_once(pids):
+    # as in a power cut: stopped first, so that none sees another die and writes that down
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
 
 
 def test_a_launch_ends_with_every_run_done_and_asking_again_submits_nothing(write_spec, project):
@@ -118,11 +128,7 @@ def test_after_kill_9_the_same_command_finishes_every_run_exactly_once(victim, w
         )
         os.kill(worker, signal.SIGKILL)
     else:
-        # at once, as in a power cut: stopped first, so that none sees another die and writes that down
-        everyone = [child.pid, *processes_of(project)]
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in everyone:
-                os.kill(pid, number)
+        kill_at_once([child.pid, *processes_of(project)])
     if victim != "worker":
         child.wait()
         assert launch("spec").returncode == 0
@@ -152,6 +158,87 @@ def test_ctrl_c_saves_stops_and_the_same_command_goes_on(write_spec, project):
     assert 0 < saved < 30
     assert launch("spec").returncode == 0
     assert (run / "DONE").exists() and not (run / "STOPPED").exists()
+
+
+def ranks_of(run):
+    return [beat.pid for beat in RunDir(run).beats(run / "attempts" / "1")]
+
+
+def as_on_another_machine(folder, aside):
+    """Copy a launch to new files, which nobody has locked, and have its lock name a host that is gone."""
+    shutil.move(folder, aside)
+    shutil.copytree(aside, folder)
+    lock = folder / "ledger" / "pool.lock"
+    write_json(lock, read_json(lock) | {"host": "gone", "space": "another start of it"})
+    os.utime(lock, (1, 1))
+
+
+def test_runs_that_died_while_they_were_asked_to_stop_are_gone_on_with_at_the_next_call(
+    write_spec, project, tmp_path
+):
+    write_spec("name: s\njob: count\ncluster: local\nseeds: [1, 2]\nruns: {a: {steps: 30, step_s: 0.1}}")
+    child = subprocess.Popen(command("spec"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(counted(project)) == 2)
+    folder = the_launch(project)
+    for pid in [*ranks_of(folder / "a-s1"), *ranks_of(folder / "a-s2")]:
+        os.kill(pid, signal.SIGSTOP)  # so that neither can save
+    child.terminate()
+    child.wait()
+    wait_for(lambda: len(list(folder.glob("*/attempts/1/signal.json"))) == 2)
+    kill_at_once(processes_of(project))
+    wait_for(lambda: not processes_of(project))
+    assert list(folder.glob("*/attempts/1/exit.json")) == []
+    as_on_another_machine(folder, tmp_path / "aside")
+
+    again = launch("spec")
+
+    assert again.returncode == 0, again.stdout + again.stderr
+    # what the dead were doing is not said of the living
+    first = next(line for line in again.stdout.splitlines() if "runs ended" in line)
+    assert first == "0/2 runs ended; a-s1: starting; a-s2: starting"
+    assert "waiting for" not in again.stdout
+    for run in (folder / "a-s1", folder / "a-s2"):
+        ends = [read_json(run / "attempts" / n / "exit.json")["cause"] for n in ("1", "2")]
+        assert ends == ["stopped", "done"]
+        assert steps_of(run) == list(range(1, 31)), "a step was done twice or lost"
+
+
+def test_a_run_that_is_still_stopping_is_waited_for_by_name_and_gone_on_with_in_the_same_call(
+    write_spec, project
+):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {steps: 30, step_s: 0.1}}")
+    child = subprocess.Popen(command("spec"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: counted(project))
+    run = the_launch(project) / "a"
+    (rank,) = ranks_of(run)
+    os.kill(rank, signal.SIGSTOP)
+    child.kill()
+    child.wait()
+
+    again = subprocess.Popen(command("spec"), stdout=subprocess.PIPE, text=True)
+    assert any(line == "waiting for a to finish stopping\n" for line in again.stdout)
+    assert launch("spec").returncode == 75, "one that waits is at it as well"
+    assert len(RunDir(run).list_attempts()) == 1
+    os.kill(rank, signal.SIGCONT)
+    again.communicate(timeout=60)
+
+    assert again.returncode == 0
+    first, second = (read_json(run / "attempts" / n / "exit.json") for n in ("1", "2"))
+    assert (first["cause"], second["cause"]) == ("stopped", "done")
+    assert first["message"].startswith("saved at update")
+    assert steps_of(run) == list(range(1, 31)), "a step was done twice or lost"
+
+
+def test_a_run_in_the_hands_of_a_person_is_waited_for_until_they_leave_it(write_spec, project):
+    write_spec("name: s\njob: count\ncluster: local\nruns: {a: {}, b: {steps: 4}}")
+    launch("spec", "--no-submit")
+    made = Launch(the_launch(project))
+    waits = wait_for_others(made)
+
+    with hold_lock(made.run("b").folder.rank_lock, 0):
+        assert next(waits) == "waiting for b: a process is at work on it that this command did not start"
+
+    assert list(waits) == []
 
 
 def test_a_second_launcher_of_the_same_plan_is_sent_away(write_spec, project):
