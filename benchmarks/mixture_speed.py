@@ -179,7 +179,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
-    parts = parser.parse_args().parts or PARTS[:3]
+    parser.add_argument("--experts", type=int, nargs="+", help="`sizes`: these alone, at D=256 (8 to 256)")
+    options = parser.parse_args()
+    parts = options.parts or PARTS[:3]
     if unknown := [part for part in parts if part not in PARTS]:
         parser.error(f"there is no part {unknown[0]!r}; parts are {', '.join(PARTS)}")
     if not torch.cuda.is_available():
@@ -198,9 +200,9 @@ def main() -> None:
             row(8, 256, 128, "softk", folder)
         if "sizes" in parts:
             header()
-            for batch in (32, 128):
+            for batch in () if options.experts else (32, 128):
                 row(32, 512, batch, "softk", folder)
-            for experts in (8, 16, 32, 64, 128, 256):
+            for experts in options.experts or (8, 16, 32, 64, 128, 256):
                 row(experts, 256, 32, "softk", folder)
         if "plain" in parts:
             header()
