@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -123,7 +123,30 @@ def _side(by_name: dict[str, CellRow], side: str | dict[str, str]) -> _Side:
         return _Side(pattern, [], void=f"nobody can say which of {pattern} is best by {metric}: {why}")
     scores = {cell.name: fmean(run.value(metric) for run in cell.runs) for cell in cells}
     best, why = best_of(scores, metric, mode)
-    return _Side(best, by_name[best].runs, chosen=why)
+    return _Side(best, by_name[best].runs, chosen=why + _at_an_end(cells, best))
+
+
+def _at_an_end(cells: Sequence[CellRow], best: str) -> str:
+    """Where the best has the least or the most of the one number that cells differ in, so in words."""
+    settings = {cell.name: dict(_leaves(cell.runs[0].config)) for cell in cells}
+    keys = {key for each in settings.values() for key in each} - {"seed"}
+    differing = [key for key in keys if len({str(each.get(key)) for each in settings.values()}) > 1]
+    values = {name: each.get(differing[0]) for name, each in settings.items()} if len(differing) == 1 else {}
+    numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    ordered = sorted(numbers.values())
+    if not values or len(numbers) < len(values) or ordered[0] < numbers[best] < ordered[-1]:
+        return ""
+    tried = ", ".join(map(str, ordered))
+    return f"; it is at an end of the {differing[0]} that were tried ({tried}), and beyond may be better"
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by dotted key."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield above + key, value
 
 
 def _compare(own: _Side, baseline: _Side, metric: str) -> Verdict:

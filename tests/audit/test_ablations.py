@@ -192,6 +192,27 @@ def test_the_best_of_a_grid_is_chosen_by_validation_and_compared_on_the_test_tex
     assert summary.as_record()["verdicts"][0]["chosen"] == list(verdict.chosen)
 
 
+@pytest.mark.parametrize(
+    ("losses", "told"),
+    [
+        ((3.0, 2.5, 2.0), "; it is at an end of the optim.lr that were tried (0.1, 0.2, 0.4), and beyond"),
+        ((2.0, 2.5, 3.0), "; it is at an end of the optim.lr"),
+        ((3.0, 2.0, 2.5), ""),
+    ],
+)
+def test_a_best_at_an_end_of_its_grid_is_told_for_there_may_be_a_better_one(launch, metric, losses, told):
+    side = {"best_of": "a_*", "metric": "val_nll", "mode": "min"}
+    launch.compare.append({"baseline": side, "against": ["b"], "metric": "test_nll"})
+    for rate, loss in zip((0.2, 0.1, 0.4), (losses[1], losses[0], losses[2]), strict=True):
+        config = {"optim": {"lr": rate, "clip": 1.0}, "name": "a"}
+        launch.run(f"a_{rate}", 5, {"val_nll": metric(loss), "test_nll": metric(loss)}, config=config)
+    launch.run("b", 5, {"val_nll": metric(1.0), "test_nll": metric(1.0)})
+    (why,) = read_launch(launch.path).verdicts[0].chosen
+
+    assert told in why
+    assert ("at an end" in why) == bool(told)
+
+
 def test_nobody_is_the_best_of_a_grid_of_which_a_seed_is_missing(launch, metric):
     tune(launch, metric)
     launch.run("new_slow", 9, state="FAILED", cause="oom")
