@@ -183,6 +183,25 @@ def open_stored(path: Path) -> IO[bytes]:
     return cast(IO[bytes], gzip.open(path)) if path.suffix == PACKED else open(path, "rb")
 
 
+def walk_folders(
+    root: Path, onerror: Callable[[OSError], object]
+) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """As os.walk, by name, each folder once; through links too, unless to what is below or above root."""
+    top = Path(os.path.realpath(root))
+    seen = {top}
+    for name, below, names in os.walk(root, onerror=onerror, followlinks=True):
+        fresh = []
+        for part in sorted(below):
+            path = Path(name, part)
+            place = Path(os.path.realpath(path))
+            leads_here = path.is_symlink() and (top in place.parents or place in top.parents)
+            if not leads_here and place not in seen:
+                seen.add(place)
+                fresh.append(part)
+        below[:] = fresh
+        yield Path(name), below, names
+
+
 def hash_file(path: Path) -> str:
     """The sha256 of a file as it lies on the disk, in hex."""
     with open(path, "rb") as file:

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from latentbridge.audit.eval_checks import counted
 from latentbridge.audit.eval_file import EvalFile, audit_file, is_eval_file, label_of
+from latentbridge.rundir import walk_folders
 
 # a second process takes 0.05 s to start; so much takes one 0.15 s to read
 PARALLEL_BYTES = 32 * 2**20
@@ -40,9 +41,8 @@ def find_eval_files(path: Path) -> list[Path]:
         return [path]
     found: list[Path] = []
     unlisted: list[OSError] = []
-    for folder, below, names in os.walk(path, onerror=unlisted.append):
-        below.sort()
-        found += sorted((Path(folder, n) for n in names if is_eval_file(n)), key=_step_order)
+    for folder, _, names in walk_folders(path, unlisted.append):
+        found += sorted((folder / name for name in names if is_eval_file(name)), key=_step_order)
     # a folder that may not be listed is a finding, as a file that may not be read is
     return found + [Path(error.filename) for error in unlisted]
 

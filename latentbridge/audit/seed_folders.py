@@ -10,12 +10,12 @@ runs, and are left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-from latentbridge.audit.collect.rows import SEVERAL_RUNS, Row
+from latentbridge.audit.collect.rows import SEVERAL_RUNS, WITH_BALANCE, Row
 from latentbridge.audit.collect.table import collect
 from latentbridge.audit.eval_file import EvalFile
 from latentbridge.audit.eval_jsonl import audit_trees
@@ -127,9 +127,12 @@ def _numbers(path: Path, rows: Sequence[Row], answers: dict[Path, list[EvalFile]
 
 
 def _recount(audits: Sequence[EvalFile]) -> Metric:
-    """The accuracy of the final answers, whatever a log says."""
-    final = next((audit.accuracy for audit in audits if audit.label == "final"), None)
-    return final or void(f"no final evaluation; {audits[-1].path.name} is the last")
+    """The accuracy of the final answers, whatever a log says; of a part of them there is none."""
+    final = next((audit for audit in audits if audit.label == "final"), None)
+    if final is None:
+        return void(f"no final evaluation; {audits[-1].path.name} is the last")
+    lost = _lost(final)
+    return void(f"{final.path.name}: {lost}") if lost else final.accuracy
 
 
 def _evaluations(rows: Sequence[Row]) -> list[Row]:
@@ -140,8 +143,16 @@ def _evaluations(rows: Sequence[Row]) -> list[Row]:
 def _last(path: Path, rows: Sequence[Row]) -> dict[str, Metric]:
     """The last of each number; one without an interval each, void where it is none."""
     last = {row.metric: row for row in rows if row.label in ("final", "best", rows[-1].label)}
-    absent = void(f"not in {path.name}")
-    return {name: _metric(last[name]) if name in last else absent for name in METRICS[path.name]}
+    return {
+        name: _metric(last[name]) if name in last else _absent(path, name, last)
+        for name in METRICS[path.name]
+    }
+
+
+def _absent(path: Path, name: str, found: Collection[str]) -> Metric:
+    """Why there is no such number; a loss that `collect` calls a total is there, and is another."""
+    is_total = name.replace("loss", "total_loss") in found
+    return void(WITH_BALANCE if is_total and "loss" in name else f"not in {path.name}")
 
 
 def _metric(row: Row) -> Metric:

@@ -76,7 +76,8 @@ def restore(archive: Path, target: Path) -> Path:
     """Write a verified archive's launch folder to `target`, which must not exist yet; returns it."""
     if problems := verify(archive):
         shown = "; ".join(str(problem) for problem in problems[:5])
-        raise RunError(f"{archive}: {len(problems)} files do not verify, so nothing was restored: {shown}")
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise RunError(f"{archive}: does not verify, so nothing was restored: {shown}{more}")
     if target.exists():
         raise RunError(f"{target}: already exists; restore to a folder that does not")
     partial = target.with_name(target.name + PARTIAL)

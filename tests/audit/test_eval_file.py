@@ -137,3 +137,14 @@ def test_records_of_another_evaluation_than_the_name_says_are_named(file):
     audit = audit_file(write(file, [record(i) | {"eval_step": step} for i, step in enumerate(steps)]))
 
     assert audit.problems == ["2 records of evaluation '500', in a file of '250'"]
+
+
+def test_answers_behind_a_link_to_a_folder_are_audited(tmp_path, capsys):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "runs").mkdir()
+    write(tmp_path / "disk" / "eval_samples_step_final.jsonl", [record(0), record(1, "9")])
+    (tmp_path / "runs" / "a").symlink_to("../disk")
+
+    assert main([str(tmp_path / "runs")]) == 0
+
+    assert "runs/a/eval_samples_step_final.jsonl -> total=2 invalid=0 gold_match=1" in capsys.readouterr().out

@@ -85,6 +85,17 @@ def test_damaged_answers_are_named_by_line(nested):
     assert read_seed_folder(nested).unread == ["eval_samples_step_20.jsonl: no JSON record in lines 2"]
 
 
+def test_a_part_of_the_final_answers_has_no_accuracy(nested):
+    answers(nested / "eval_samples_step_final.jsonl", ("9", "9"), ("4", "5"))
+    with open(nested / "eval_samples_step_final.jsonl", "a") as file:
+        file.write('{"gold_extracted": "9", "bridged_ex')
+
+    run, _ = run_of(nested)
+
+    reason = "eval_samples_step_final.jsonl: no JSON record in lines 3"
+    assert run.metrics["bridged_accuracy"].void == reason
+
+
 def routing(folder, steps, max_steps=50):
     folder.mkdir()
     (folder / "hparams.json").write_text(json.dumps({"max_steps": max_steps}))
@@ -211,3 +222,13 @@ def test_a_log_of_several_runs_is_of_no_finished_one(nested):
     run, _ = run_of(nested)
 
     assert (run.is_finished, run.why) == (False, "steps start again within the log")
+
+
+def test_a_loss_that_holds_the_balance_loss_is_not_said_to_be_missing(tmp_path):
+    config = {"use_dynamic_routing": True, "load_balance_alpha": 0.5}
+    content = {"config_name": "dynamic", "config": config, "results": {"best_val_loss": 4.43}}
+    (tmp_path / "training_results.json").write_text(json.dumps(content))
+
+    run, _ = run_of(tmp_path)
+
+    assert run.metrics["best_val_loss"].void == "holds the balance loss: no language loss"

@@ -30,7 +30,9 @@ def seed(tmp_path) -> Path:
         run.mkdir(parents=True)
         (run / "train.log").write_text(f"Step 20/40 | Loss (avg over last 20): 2.1234\n{final}")
         record = '{"gold_extracted": "9", "bridged_extracted": "9"}\n'
-        (run / f"eval_samples_step_{'final' if final else 20}.jsonl").write_text(record + "torn")
+        (run / "eval_samples_step_20.jsonl").write_text(record + "torn")
+        if final:
+            (run / "eval_samples_step_final.jsonl").write_text(record)
     (folder / "summary.log").write_text("End time: 9\n")
     (folder / ".hidden").write_text("kept\n")
     (folder / "gone").symlink_to("nowhere")
@@ -68,8 +70,7 @@ def test_the_manifest_says_what_was_found_and_what_could_not_be_read(seed, root)
     assert manifest["runs"][0]["metrics"]["bridged_accuracy"]["value"] == 1.0
     assert manifest["headline"] == "1 of 2 runs have a number"
     assert manifest["unread"] == [
-        "a/eval_samples_step_final.jsonl: no JSON record in lines 2",
-        "b/eval_samples_step_20.jsonl: no JSON record in lines 2",
+        f"{run}/eval_samples_step_20.jsonl: no JSON record in lines 2" for run in "ab"
     ]
     assert len(manifest["left_out"]) == 1 and "gone" in manifest["left_out"][0]
     assert "/" not in manifest["imported_from"]
@@ -86,6 +87,17 @@ def test_a_folder_that_nobody_knows_is_adopted_as_it_is(tmp_path, root):
     assert archive.name == "notes_20251116_181212"
     manifest = read_json(archive / "archive.json")
     assert (manifest["layout"], manifest["runs"]) == ("unknown", [])
+
+
+def test_runs_behind_links_are_copied_and_recognised(seed, root, tmp_path):
+    farm = tmp_path / "farm_20251120_120000"
+    farm.mkdir()
+    (farm / "first").symlink_to(seed / "b")
+
+    record = read_json(adopt(farm, root) / "archive.json")
+
+    assert [(run["name"], run["state"]) for run in record["runs"]] == [("first", "unfinished")]
+    assert record["unread"] == ["first/eval_samples_step_20.jsonl: no JSON record in lines 2"]
 
 
 def test_a_second_import_does_nothing_and_restore_gives_the_folder_back(seed, root, tmp_path):
@@ -194,7 +206,7 @@ def test_the_command_imports_what_it_can_and_indexes_it(seed, tmp_path, monkeypa
     index = (tmp_path / "preserved_data" / "README.md").read_text()
     assert "- why: imported; layout: latentwire" in index
     assert "1 DONE, 1 unfinished" in index
-    assert "- could not be read: 2, the first a/eval_samples_step_final.jsonl" in index
+    assert "- could not be read: 2, the first a/eval_samples_step_20.jsonl" in index
 
 
 def test_a_stamp_in_quotes_is_a_stamp_and_the_index_links_to_it(seed, root):

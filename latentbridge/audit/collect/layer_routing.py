@@ -16,6 +16,7 @@ RESULTS = "training_results.json"
 HISTORIES = ("train_history.json", "val_history.json")
 UNTOLD = f"no {RESULTS} beside it says whether it holds the balance loss"
 SEVERAL_RUNS = "steps start again: the history is of several runs, which nothing tells apart"
+SAMPLED = "of tokens trained on since the evaluation before, with the router's noise"
 TRAINED = {"loss": "train_loss", "aux_loss": "balance_loss"}
 VALIDATED = {"loss": "val_loss", "accuracy": "val_accuracy", "perplexity": "val_perplexity"}
 # of a loss, and of what is made of one
@@ -25,14 +26,14 @@ _HELD = ("train_loss", "val_loss", "val_perplexity")
 def read_training_results(path: Path, row: Row) -> Iterator[Row]:
     """What a run was told, its time, and its best loss."""
     row, results, holds_balance = _told(path, row)
-    for metric, value in results.items():
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                yield row.at("final").having(key, inner)
-        else:
-            label = "best" if metric.startswith("best") else "final"
-            made = of_total if holds_balance and "loss" in metric else Row.having
-            yield made(row.at(label), metric, value)
+    for name, value in results.items():
+        label = "best" if name.startswith("best") else "final"
+        # final_val_metrics of the study of hybrids
+        is_group = isinstance(value, dict)
+        group = {VALIDATED.get(key, key): each for key, each in value.items()} if is_group else {name: value}
+        for metric, each in group.items():
+            is_held = holds_balance and ("loss" in metric or "perplexity" in metric)
+            yield (of_total if is_held else Row.having)(row.at(label), metric, each)
 
 
 def read_train_history(path: Path, row: Row) -> Iterator[Row]:
@@ -69,7 +70,8 @@ def _history(path: Path, row: Row, named: Callable[[str], str]) -> Iterator[Row]
                 yield of_total(here, metric, value, gone)
             else:
                 untold = (UNTOLD,) if metric in _HELD and holds_balance is None else ()
-                yield here.having(metric, value, *untold, gone=gone)
+                sampled = (SAMPLED,) if metric.endswith("_pct") else ()
+                yield here.having(metric, value, *untold, *sampled, gone=gone)
 
 
 def _last_step(path: Path) -> int:

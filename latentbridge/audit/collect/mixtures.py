@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +18,15 @@ from latentbridge.audit.collect.rows import (
     goes_back,
     numbered,
     of_total,
+    seed_in,
     whole,
 )
 from latentbridge.errors import DamageError
 from latentbridge.rundir import find_stored
 
-# perplexity is exp(min(loss, 20)) there
+# perplexity is exp(min(loss, 20)) there, of a loss that is not a number too
 CAP = math.exp(20) * (1 - 1e-9)
+PERPLEXITIES = ("perplexity", "ppl")
 HISTORY = {
     "train_losses": "train_loss",
     "val_losses": "val_loss",
@@ -54,8 +55,6 @@ SETTINGS = {
     *("world_size", "log_path", "variant", "step", "best_step", "routing_strategy", "router_backend"),
 }
 TABLES = ({"run", "router"}, {"run", "router_arch", "strategy"}, {"variant", "step"})
-# as our own runs are called
-_SEED = re.compile(r"-s(\d+)$")
 NO_GATES = "this router has no gates: 0 and 1 stand for none"
 # the bench divides the time between two evaluations by their distance, and multiplies tokens by it as well
 RATE = "tokens of all updates between two evaluations over the time of one"
@@ -63,6 +62,12 @@ PUBLISHED_INTERVAL = 200
 # of tokens a second, and of what the bench makes of them
 RATES = ("tokens_per_s", "tflops", "bw_GiBps")
 WITH_VALIDATION = "the time of a validation is in it"
+# published as 2,048 of 2,056, and 34,048 of 33,928
+ROUNDED = "stored in bf16, so rounded to three digits"
+# of experts' loads in the temperature study
+RUNNING = "a running mean over training and validation, and over layers, in which one's collapse hides"
+# of a run that was given a tokenizer; without one, a token is a character there
+BY_TOKEN = ("train_loss", "val_loss", "ppl")
 
 
 def read_metrics(path: Path, row: Row) -> Iterator[Row]:
@@ -75,10 +80,11 @@ def read_metrics(path: Path, row: Row) -> Iterator[Row]:
     # one that does not tell its settings is no twin of another such
     row = replace(row, layout="blueberry", cell=name, config=fingerprint(asked) if asked["config"] else None)
     history = found.get("history") or {}
-    yield from (replace(made, flags=_copies(history)) for made in _history(row, history))
+    copies = _copies(history)
+    yield from (replace(made, flags=made.flags + copies) for made in _history(row, history))
     final, routing = row.at("final"), found.get("routing_stats") or {}
     for metric, value in (found.get("final_metrics") or {"val_loss": None}).items():
-        yield capped(final, metric, value)
+        yield replace(capped(final, metric, value), flags=copies)
     for key in ("avg_entropy", "avg_confidence"):
         if key in routing:
             yield final.having(key, routing[key], gone="" if routing[key] else NOT_RECORDED)
@@ -98,7 +104,9 @@ def _history(row: Row, history: dict[str, list[Any]]) -> Iterator[Row]:
             yield capped(row.at_step(step), metric, value, gone)
     for step, shares in zip(steps, history.get("expert_utilizations") or [], strict=False):
         here = row.at_step(step)
-        yield from (here.having(name, value) for name, value in numbered("expert_utilization", shares))
+        yield from (
+            here.having(name, share, RUNNING) for name, share in numbered("expert_utilization", shares)
+        )
 
 
 def _copies(history: dict[str, list[Any]]) -> tuple[str, ...]:
@@ -115,7 +123,7 @@ def _copies(history: dict[str, list[Any]]) -> tuple[str, ...]:
 def capped(row: Row, metric: str, value: Any, gone: str = "") -> Row:
     """A metric as a file holds it; of a perplexity at the cap there is no number."""
     made = row.having(metric, value, gone=gone)
-    if metric.endswith("perplexity") and made.value is not None and made.value >= CAP:
+    if metric.endswith(PERPLEXITIES) and made.value is not None and made.value >= CAP:
         return row.lacking(metric, "capped at exp(20): no perplexity")
     return made
 
@@ -141,15 +149,15 @@ def read_summary_csv(path: Path, row: Row) -> Iterator[Row | DamageError]:
 def _record(record: dict[str, str], row: Row) -> Iterator[Row]:
     name = record.get("run") or record["variant"]
     asked = {key: record[key] for key in record if key in SETTINGS - {"run", "log_path", "best_step", "step"}}
-    seed = _SEED.search(name)
+    seed = seed_in(name)
     row = replace(
         row,
         layout="moe-routing-bench",
-        seed=int(seed[1]) if seed else None,
+        seed=seed,
         run=f"{row.run}/{name}",
         cell=record.get("router") or record.get("strategy") or record["variant"],
         # other tables have other settings, which their columns do not tell
-        config=fingerprint({"table": Path(row.source).name, "seed": seed and seed[1], **asked}),
+        config=fingerprint({"table": Path(row.source).name, "seed": seed, **asked}),
     )
     step = record.get("step", "")
     for key, value in record.items():
@@ -165,7 +173,8 @@ def _record(record: dict[str, str], row: Row) -> Iterator[Row]:
         if "variant" in record and key.endswith("_loss"):
             yield of_total(here, key, value)
         else:
-            yield here.having(rest, value, gone=_gateless(key, value, row.cell) or _inflated(key))
+            made = capped(here, rest, value, _gateless(key, value, row.cell) or _inflated(key))
+            yield replace(made, flags=_doubts(key))
 
 
 def _gateless(key: str, value: Any, strategy: str | None) -> str:
@@ -204,7 +213,7 @@ def read_train_log(path: Path, row: Row) -> Iterator[Row | DamageError]:
     line = 0
     for line, record in read_records(path):
         try:
-            evaluations.append(_evaluation(record, row, whole(asked.get("eval_interval"))))
+            evaluations.append(_evaluation(record, row, asked))
         except DamageError as error:
             yield at_line(path, line, error)
     if not line:
@@ -214,20 +223,28 @@ def read_train_log(path: Path, row: Row) -> Iterator[Row | DamageError]:
         yield from (here.lacking(here.metric, SEVERAL_RUNS) for here in found) if is_several else found
 
 
-def _evaluation(record: dict[str, Any] | DamageError, row: Row, interval: Any) -> list[Row]:
+def _evaluation(record: dict[str, Any] | DamageError, row: Row, asked: dict[str, Any]) -> list[Row]:
     if isinstance(record, DamageError):
         raise record
     if "step" not in record:
         raise DamageError("a record without a step")
     here = row.at_step(record["step"])
-    strategy = record.get("strategy")
-    return [
-        here.having(
-            key,
-            value,
-            *((WITH_VALIDATION,) if key == "avg_step_ms" else ()),
-            gone=_gateless(key, value, strategy) or _inflated(key, interval),
-        )
-        for key, value in record.items()
-        if key not in SETTINGS
-    ]
+    strategy, tokenizer = record.get("strategy"), asked.get("tokenizer")
+    interval = whole(asked.get("eval_interval"))
+    made = []
+    for key, value in record.items():
+        if key not in SETTINGS:
+            gone = _gateless(key, value, strategy) or _inflated(key, interval) or _by_token(key, tokenizer)
+            made.append(replace(capped(here, key, value, gone), flags=_doubts(key, tokenizer)))
+    return made
+
+
+def _doubts(key: str, tokenizer: str | None = None) -> tuple[str, ...]:
+    if key in BY_TOKEN and tokenizer:
+        return (f"by token of {tokenizer}; the bench's other runs are by character",)
+    return {"avg_step_ms": (WITH_VALIDATION,), "router_params": (ROUNDED,)}.get(key, ())
+
+
+def _by_token(key: str, tokenizer: str | None) -> str:
+    """Why bits a character are none: the bench divides nats by ln 2 and by nothing else."""
+    return f"bits a token of {tokenizer}, and called bits a character" if key == "bpc" and tokenizer else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,6 +16,8 @@ from latentbridge.metric import Metric, void
 
 SEVERAL_RUNS = "the log holds several runs, which nothing tells apart"
 WITH_BALANCE = "holds the balance loss: no language loss"
+# a seed that nothing but a run's name tells, as our launcher, the bench's and the study's write it
+SEED_IN_NAME = re.compile(r"(?:^|[-_])(?:seed[-_=]?(\d+)(?=$|[-_])|[sS](\d+)$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,12 @@ def whole(value: Any) -> Any:
     except (TypeError, ValueError, OverflowError):
         return value
     return value if type(value) is int or not number.is_integer() else int(number)
+
+
+def seed_in(name: str) -> int | None:
+    """The seed that a run's name tells; None where it tells none."""
+    found = SEED_IN_NAME.search(name)
+    return int(next(filter(None, found.groups()))) if found else None
 
 
 def goes_back(steps: Iterable[int]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -25,7 +24,7 @@ from latentbridge.audit.collect.rows import Row
 from latentbridge.audit.eval_checks import counted, shorten
 from latentbridge.audit.eval_jsonl import find_eval_files
 from latentbridge.errors import ConfigError, DamageError, LatentbridgeError
-from latentbridge.rundir import PACKED, find_stored, hash_stored
+from latentbridge.rundir import PACKED, find_stored, hash_stored, walk_folders
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,10 +52,10 @@ READERS: dict[str, Reader] = {
     "*pack*.jsonl": benches.read_bench,
     "*moe_layer*.jsonl": benches.read_bench,
 }
-# what may hold results; of those, what a reader takes from beside its own file, and answers, which
-# `summarize_eval_jsonl` counts
+# what may hold results; of those, what a reader takes from beside its own file, answers, which
+# `summarize_eval_jsonl` counts, and what `import` writes beside what it copied
 RESULTS = ("*.json", "*.jsonl", "*.csv", "*.log", "*.gz")
-READ_ELSEWHERE = ("hparams.json", "eval_samples_step_*")
+READ_ELSEWHERE = ("hparams.json", "eval_samples_step_*", "archive.json")
 MOST_NAMED = 5
 # of a launch of ours: its code, and what is made from its runs' own files
 LAUNCH_PARTS = ("code", "cache", "figures", "ledger")
@@ -173,9 +172,7 @@ def _find(root: Path, unlisted: list[str]) -> Iterator[tuple[Path, Reader | None
         why = f"cannot be listed ({error.strerror}); mend its rights, or move it"
         unlisted.append(f"{error.filename}: {why}")
 
-    for name, below, names in os.walk(root, onerror=skip):
-        folder = Path(name)
-        below.sort()
+    for folder, below, names in walk_folders(root, skip):
         if ours.is_run(folder):
             below.clear()
             yield folder / "metrics.jsonl", ours.read_run

@@ -29,6 +29,8 @@ def check(pairs: Sequence[Pair]) -> None:
             raise ConfigError(f"{side.name} is compared with itself; name two cells")
         if damage := list(dict.fromkeys(text for run in pair.runs for text in run.damage)):
             raise DamageError(f"{'; '.join(damage)}. What is left is not compared")
+        if changed := list(dict.fromkeys(text for run in pair.runs for text in run.changed)):
+            raise DamageError(f"{'; '.join(changed)}. `latentbridge verify` names all that changed")
         _check_seeds(side, baseline, is_ours=pair.is_ours)
         if lines := [f"{run.name} {run.unended}" for run in pair.runs if run.unended]:
             raise ConfigError(

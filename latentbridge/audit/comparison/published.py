@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from latentbridge.audit.collect import ours
-from latentbridge.audit.collect.rows import Row
+from latentbridge.audit.collect.rows import SEED_IN_NAME, Row
 from latentbridge.audit.collect.table import TWIN, collect
 from latentbridge.audit.comparison.answers import read_answers
 from latentbridge.audit.comparison.runs import Run
@@ -24,20 +24,19 @@ from latentbridge.audit.eval_jsonl import find_eval_files
 from latentbridge.audit.records import Evaluation
 from latentbridge.errors import DamageError
 from latentbridge.metric import Metric, void
+from latentbridge.rundir import find_stored
 from latentbridge.stamps import unstamped
 
 # what the published systems' runs are known by
 KNOWN_BY = (
     *("bridged_accuracy", "val_loss", "val_ppl", "ppl", "val_accuracy", "val_perplexity"),
-    *("best_val_loss", "eval_loss"),
+    "best_val_loss",
 )
 # of evaluations, and of a run as a whole
 _WHOLE = ("final", "run")
 _CHOSEN = ("best", "peak")
 # logs round to three decimals
 _ROUNDED = 0.0005 + 1e-9
-# a seed that nothing but a name tells
-_IN_NAME = re.compile(r"(?:^|[-_])(?:seed[-_=]?(\d+)(?=$|[-_])|[sS](\d+)$)")
 
 
 @dataclass
@@ -77,12 +76,13 @@ class Published:
         own = [row for row in found.rows if self._file(row).parent == found.place]
         rows = own + [row for row in found.rows if self._file(row).parent != found.place]
         damage = self._damage(found)
-        values, flags = _values(rows)
+        values, flags, labels = _values(rows)
         answers = found.answers[-1] if found.answers and not damage else None
         if answers is not None:
             counted = read_answers(answers).metrics()
             _refuse_disagreement(answers, counted, rows)
             values |= counted
+            labels |= dict.fromkeys(counted, label_of(answers))
             flags |= {metric: _said_of(answers, metric, rows) for metric in counted}
         return Run(
             name=(Path(self.root.name) / found.place.relative_to(self.root)).as_posix(),
@@ -96,9 +96,15 @@ class Published:
             is_published=True,
             config=next((f"{row.layout} {row.config}" for row in rows if row.config), None),
             logs=list(dict.fromkeys(self._file(row) for row in own if row.value is not None)),
+            sources=self._sources(rows, answers),
             flags=flags,
+            labels=labels,
             findings=audit_file(answers).findings if answers is not None else (),
         )
+
+    def _sources(self, rows: Sequence[Row], answers: Path | None) -> list[Path]:
+        files = [find_stored(self._file(row)) for row in rows]
+        return [path for path in dict.fromkeys((*files, answers)) if path]
 
     def _file(self, row: Row) -> Path:
         return self.root / row.source
@@ -120,9 +126,15 @@ def read_folder(root: Path) -> Published:
     for path in find_eval_files(root):
         if is_eval_file(path.name) and not _is_ours(root, path.parent):
             found.setdefault(path.parent, _Found(path.parent)).answers.append(path)
-    # a suite's own log says nothing of the runs below it
+    # a suite's own log says nothing of the runs below it, nor a void line of a table of its namesake
     above = {parent for place in found for parent in place.parents}
-    runs = [run for run in found.values() if not (run.is_empty and run.place in above)]
+    known = {run.place.name for run in found.values() if not run.is_empty}
+    runs = [
+        run
+        for run in found.values()
+        if not run.is_empty
+        or (run.place not in above and (run.place.is_dir() or run.place.name not in known))
+    ]
     return Published(root, *_named(_cells(root, runs)), collected.unreadable)
 
 
@@ -137,6 +149,7 @@ def read_file(path: Path, text: str) -> Run:
         place=path,
         answers=path,
         is_published=True,
+        sources=[path],
         findings=audit_file(path).findings,
     )
 
@@ -185,7 +198,7 @@ def _named(cells: _Cells) -> tuple[_Cells, dict[str, str]]:
 
 def _without_seed(parts: Sequence[str], told: int | None) -> tuple[int | None, str]:
     """The seed, as files or else the name tell it, and the path without it and without stamps."""
-    pattern = _IN_NAME
+    pattern = SEED_IN_NAME
     if told is not None:
         pattern = re.compile(rf"(?:^|[-_])(?:seed[-_=]?|[sS])({told})(?=$|[-_])")
     seed, kept = told, []
@@ -198,8 +211,8 @@ def _without_seed(parts: Sequence[str], told: int | None) -> tuple[int | None, s
     return seed, "/".join(kept)
 
 
-def _values(rows: Sequence[Row]) -> tuple[dict[str, Metric], dict[str, list[str]]]:
-    """Single values and their flags: of the final evaluation, else of the last; rows: the run's own first."""
+def _values(rows: Sequence[Row]) -> tuple[dict[str, Metric], dict[str, list[str]], dict[str, str]]:
+    """Single values, flags and evaluations: the final one, else the last; rows: the run's own first."""
     chosen: dict[str, Row] = {}
     flags: dict[str, list[str]] = defaultdict(list)
     for row in rows:
@@ -219,7 +232,8 @@ def _values(rows: Sequence[Row]) -> tuple[dict[str, Metric], dict[str, list[str]
         flags[name] += [flag for flag in row.flags if not flag.startswith(TWIN)]
         if name not in whole and row.step is not None:
             flags[name].append(f"no final evaluation; step {row.step:,} is compared")
-    return {name: _metric(row) for name, row in chosen.items()}, flags
+    labels = {name: "final" if name in whole else str(row.label) for name, row in chosen.items()}
+    return {name: _metric(row) for name, row in chosen.items()}, flags, labels
 
 
 def _denies(row: Row, other: Row) -> bool:

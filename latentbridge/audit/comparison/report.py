@@ -170,7 +170,16 @@ def _uneven(pair: Pair, metric: str) -> str | None:
         if is_over_questions(metric) and pair.has_answers:
             check_questions(pair)
         return "; ".join(f"{name} measured it on {n:,} samples" for n, name in counts.items())
+    # two single runs of other lengths are compared, with that said
+    for side in (pair.side, pair.baseline):
+        labels = {run.labels.get(metric, "final"): run.name for run in reversed(side.runs)}
+        if len(labels) > 1:
+            return "; ".join(f"{name} has it of {_place(label)}" for label, name in labels.items())
     return None
+
+
+def _place(label: str) -> str:
+    return f"step {int(label):,}" if label.isdecimal() else f"the {label} evaluation"
 
 
 def _cell(side: Side, metric: str) -> FinalAndPeak:

@@ -12,8 +12,9 @@ from latentbridge.audit.ablations import read_run
 from latentbridge.audit.comparison.answers import Answers, read_answers
 from latentbridge.audit.records import Evaluation, RunRecords, setting
 from latentbridge.audit.summary import RunRow
+from latentbridge.launch.archive import SUMS, list_files
 from latentbridge.metric import Metric
-from latentbridge.rundir import RunDir, find_stored, hash_stored
+from latentbridge.rundir import RunDir, find_stored, hash_file, hash_stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +48,12 @@ class Run:
     config: str | None = None
     # files of numbers that hold this run and no other
     logs: Sequence[Path] = ()
+    # all files that its numbers were read from
+    sources: Sequence[Path] = ()
     # by metric, why its value may mislead
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    # by metric, the evaluation that its value is of, where it may be another than the final one
+    labels: Mapping[str, str] = field(default_factory=dict)
     # what is wrong with its answers
     findings: Sequence[str] = ()
 
@@ -72,6 +77,19 @@ class Run:
     def places(self) -> set[Path]:
         """All that it is known by, whatever way a person took to it."""
         return {path.resolve() for path in (self.place, self.answers) if path is not None}
+
+    @property
+    def changed(self) -> list[str]:
+        """What was read of an archive and is not what was preserved there, in words."""
+        archive = next((place for place in self.place.parents if (place / SUMS).is_file()), None)
+        sums = list_files(archive) if archive else {}
+        return [
+            f"{path}: changed since it was preserved ({SUMS} has {sums[name][:12]}, the file {found[:12]})"
+            for path in dict.fromkeys(self.sources)
+            if archive and path.is_relative_to(archive)
+            if (name := path.relative_to(archive).as_posix()) in sums
+            if (found := hash_file(path)) != sums[name]
+        ]
 
     def lacks(self, metric: str) -> str | None:
         """Why there is no value of a metric; None where there is one."""
@@ -105,6 +123,7 @@ def our_run(record: dict[str, Any], launch_folder: Path) -> Run:
     folder = RunDir(launch_folder / Path(record["folder"]).name)
     row = read_run(record, launch_folder)
     records = RunRecords(row, folder)
+    files = (find_stored(path) for path in (folder.metrics_log, folder.eval_samples("final")))
     return Run(
         name=f"{launch_folder.name}/{row.name}",
         cell=row.cell,
@@ -116,6 +135,7 @@ def our_run(record: dict[str, Any], launch_folder: Path) -> Run:
         unended=_unended(row),
         chosen_by=setting(row.config, "early_stop", "metric"),
         text=records.text,
+        sources=[path for path in files if path],
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,7 @@ def pair_up(texts: Sequence[str]) -> list[Pair]:
     """Every later side with the first; launches of several cells are paired by the names of these."""
     if len(texts) < 2:
         raise ConfigError(f"a comparison takes two sides or more, the baseline first; {FORMS}")
-    baseline, *others = (_read(text) for text in texts)
+    baseline, *others = _told_apart(texts, [_read(text) for text in texts])
     pairs = []
     for text, sides in zip(texts[1:], others, strict=True):
         if len(sides) == len(baseline) == 1:
@@ -98,6 +98,21 @@ def pair_up(texts: Sequence[str]) -> list[Pair]:
             )
         pairs += [Pair(side, baseline[name]) for name, side in sides.items()]
     return pairs
+
+
+def _told_apart(texts: Sequence[str], read: Sequence[dict[str, Side]]) -> Iterator[dict[str, Side]]:
+    """The sides as they were read; of runs of one name in two places, the name says where."""
+    places: dict[str, set[Path]] = {}
+    for run in (run for sides in read for side in sides.values() for run in side.runs):
+        places.setdefault(run.name, set()).add(run.place)
+    for text, sides in zip(texts, read, strict=True):
+        for cell, side in sides.items():
+            runs = [
+                run if len(places[run.name]) == 1 else replace(run, name=f"{run.name} of {text}")
+                for run in side.runs
+            ]
+            sides[cell] = replace(side, runs=runs)
+        yield sides
 
 
 def _read(text: str) -> dict[str, Side]:
@@ -132,6 +147,8 @@ def _refuse_unknown(folder: str, cell: str, known: Iterable[str], unreadable: Se
         return
     near = difflib.get_close_matches(cell, names, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"it has {', '.join(names)}"
+    if several := [name for name in names if name.endswith(f"/{cell}")]:
+        hint = f"several end in that name: {', '.join(several)}"
     lost = f" Not all of it could be read: {'; '.join(unreadable)}" if unreadable else ""
     raise ConfigError(f"{folder}: it has no cell '{cell}'; {hint}{lost}")
 

@@ -101,6 +101,17 @@ def test_three_names_for_one_experiment_are_flagged_and_another_rate_is_not(put,
     }
 
 
+def test_a_setting_of_a_loss_that_no_log_mentions_makes_no_other_experiment(put, tmp_path):
+    """The published ablations B and C differ in names and in decode_interval alone."""
+    for name, interval in (("ablB", "50"), ("ablC", "100")):
+        put(f"{name}/train.log", log(decode_interval=interval).replace("decode_loss_weight: 0.0\n", ""))
+    put("refine/train.log", log(decode_loss_weight="0.02"))
+
+    flags = {row.run: row.flags for row in collect(tmp_path).rows}
+
+    assert flags == {"ablB": (), "ablC": ("identical config to ablB",), "refine": ()}
+
+
 def test_a_suites_summary_gives_peak_and_final_and_not_its_typed_in_baseline(put, tmp_path):
     put(
         "suite_20251113_090000/summary.log",

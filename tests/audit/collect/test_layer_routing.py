@@ -63,6 +63,8 @@ def test_a_run_is_read_from_all_three_of_its_files(put, tmp_path):
     }
     flagged = {row.metric for row in found.rows if row.flags == HOLDS}
     assert flagged == {"best_val_total_loss", "train_total_loss", "val_total_loss"}
+    splits = {row.flags for row in found.rows if row.metric.endswith("_pct")}
+    assert splits == {("of tokens trained on since the evaluation before, with the router's noise",)}
     (perplexity,) = (row for row in found.rows if row.metric == "val_perplexity")
     assert perplexity.void == "made of a loss that holds the balance loss: no language loss"
 
@@ -83,6 +85,22 @@ def test_a_dynamic_and_a_static_run_have_no_loss_under_one_name(put, tmp_path):
         "dynamic": {"best_val_total_loss", "val_total_loss"},
         "static": {"best_val_loss", "val_loss"},
     }
+
+
+@pytest.mark.parametrize(
+    ("is_dynamic", "expected"),
+    [
+        (False, {"val_loss": 4.0625, "val_accuracy": 0.3125, "val_perplexity": 58.0}),
+        (True, {"val_total_loss": 4.0625, "val_accuracy": 0.3125, "val_perplexity": None}),
+    ],
+)
+def test_final_metrics_that_stand_in_a_group_are_the_same_metrics(put, tmp_path, is_dynamic, expected):
+    content = results(is_dynamic=is_dynamic)
+    group = {"loss": 4.0625, "accuracy": 0.3125, "perplexity": 58.0}
+    content["results"] = {"final_val_metrics": group, "best_val_metrics": {}}
+    put("a/training_results.json", content)
+
+    assert {row.metric: row.value for row in collect(tmp_path).rows if row.label == "final"} == expected
 
 
 def test_losses_of_a_static_run_are_language_losses_and_it_has_no_balance_loss(put, tmp_path):

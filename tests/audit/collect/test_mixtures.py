@@ -121,17 +121,17 @@ def test_a_routers_summary_is_a_row_per_metric_and_an_empty_cell_is_void(put, tm
 
 
 def test_one_setting_twice_in_a_table_is_flagged_and_its_seeds_are_not(put, tmp_path):
-    lines = "".join(f"{run},softk,2,1.25,8,256,,{CELLS}" for run in ("a", "b", "c-s17", "c-s18"))
+    names = ("a", "b", "c-s17", "c-s18", "Rsoftk_E8_S17", "Rsoftk_E8_S18")
+    lines = "".join(f"{run},softk,2,1.25,8,256,,{CELLS}" for run in names)
     put("unified_summary.csv", UNIFIED + lines)
 
-    flags = {
-        run.rsplit("/")[-1]: row.flags
-        for (run, _, name), row in found_in(tmp_path).items()
-        if name == "val_loss"
-    }
+    rows = found_in(tmp_path)
+    flags = [rows[f"{tmp_path.name}/{name}", "final", "val_loss"].flags for name in names]
 
-    assert [flags["a"], flags["c-s17"], flags["c-s18"]] == [(), (), ()]
-    assert flags["b"] == (f"identical config to {tmp_path.name}/a",)
+    is_first = f"identical config to {tmp_path.name}"
+    again = [(f"{is_first}/c-s17",), (f"{is_first}/c-s18",)]
+    assert flags == [(), (f"{is_first}/a",), (), (), *again]
+    assert rows[f"{tmp_path.name}/Rsoftk_E8_S18", "run", "mean_load_cv"].seed == 18
 
 
 def test_summaries_of_adapters_and_of_router_networks_are_read(put, tmp_path):
@@ -202,6 +202,52 @@ def test_rates_that_were_multiplied_by_the_evaluation_interval_are_void_with_the
     assert (rows["a", "50", "ppl"].value, rows["a", "50", "ppl"].flags) == (4.5, ())
 
 
+def test_a_perplexity_of_a_loss_that_is_none_is_the_cap_and_void(put, tmp_path):
+    """min(20, nan) is 20, so a run that had diverged was logged with 485,165,195."""
+    put("a/train_log.jsonl", '{"step": 50, "val_loss": NaN, "ppl": 485165195.40979, "router_params": 2048}')
+    put(
+        "b_summary.csv",
+        UNIFIED + f"b,softk,2,1.25,8,256,,{CELLS.replace('5.6,1.72', '485165195.40979,21.5')}",
+    )
+
+    rows = found_in(tmp_path)
+
+    assert rows["a", "50", "val_loss"].void == "not finite (nan)"
+    table = f"{tmp_path.name}/b"
+    capped = {rows["a", "50", "ppl"].void, rows[table, "final", "val_ppl"].void}
+    assert capped == {"capped at exp(20): no perplexity"}
+    assert rows[table, "best", "val_ppl"].value == 5.5
+    assert rows["a", "50", "router_params"].flags == ("stored in bf16, so rounded to three digits",)
+
+
+def test_loads_of_a_study_say_what_they_are_a_mean_of(put, tmp_path):
+    put("metrics.json", study())
+
+    (flag,) = found_in(tmp_path)[tmp_path.name, "10", "expert_utilization[1]"].flags
+
+    assert flag.startswith("a running mean over training and validation, and over layers")
+
+
+def test_bits_of_a_token_are_not_called_bits_of_a_character(put, tmp_path):
+    """Published subword runs have 32.07 a token where others have 5.5 a character, under one name."""
+    for name, asked in (("subword", {"tokenizer": "gpt-neo"}), ("characters", {"tokenizer": None})):
+        put(f"{name}/hparams.json", asked)
+        record = {"step": 50, "val_loss": 3.5, "ppl": 33.1, "bpc": 5.05, "lr": len(name)}
+        put(f"{name}/train_log.jsonl", json.dumps(record))
+
+    rows = found_in(tmp_path)
+
+    assert rows["subword", "50", "bpc"].void == "bits a token of gpt-neo, and called bits a character"
+    assert rows["characters", "50", "bpc"].value == 5.05
+    by_token = ("by token of gpt-neo; the bench's other runs are by character",)
+    assert [rows["subword", "50", name].flags for name in ("val_loss", "ppl", "lr")] == [
+        by_token,
+        by_token,
+        (),
+    ]
+    assert {row.flags for (run, _, _), row in rows.items() if run == "characters"} == {()}
+
+
 def test_a_line_that_is_cut_off_is_named_and_the_evaluations_before_it_stay(put, tmp_path):
     put("a/train_log.jsonl", '{"step": 25, "ppl": 4.5}\n{"step": 50, "ppl": 4.25}\n{"step": 75, "pp')
 
@@ -247,10 +293,13 @@ def test_a_study_that_learnt_to_copy_its_input_is_flagged(put, tmp_path, train, 
     copied["history"] |= {"train_losses": train, "val_losses": val}
     put("metrics.json", copied)
 
-    row = found_in(tmp_path)[tmp_path.name, "20", "val_loss"]
+    rows = found_in(tmp_path)
 
-    assert row.value == val[1]
-    assert any("do not score one task" in flag for flag in row.flags) == is_flagged
+    assert rows[tmp_path.name, "20", "val_loss"].value == val[1]
+    # a comparison is of what the file calls final
+    for label in ("20", "final"):
+        flags = rows[tmp_path.name, label, "val_loss"].flags
+        assert any("do not score one task" in flag for flag in flags) == is_flagged
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,20 @@ def test_a_byte_order_mark_hides_nothing(tmp_path):
     assert [row.value for row in found.rows if row.value] == [2.5, 4.5, 2.25]
 
 
+def test_runs_behind_links_are_read_once_and_under_their_own_names(put, tmp_path):
+    for name, ppl in (("disk/b", 2.5), ("runs/a", 1.5), ("other", 3.5)):
+        put(f"{name}/train_log.jsonl", json.dumps({"step": 25, "ppl": ppl}))
+    put("runs/archive.json", {"what": "import writes"})
+    links = {"b": "../disk/b", "latest": "a", "again": "../disk/b", "circle": ".."}
+    for name, target in links.items():
+        (tmp_path / "runs" / name).symlink_to(target)
+
+    found = collect(tmp_path / "runs")
+
+    assert [(row.run, row.value) for row in found.rows] == [("a", 1.5), ("again", 2.5)]
+    assert (found.unreadable, found.unknown) == ([], [])
+
+
 def test_a_link_to_nothing_is_named_with_what_helps(run, tmp_path):
     run("a-s17")
     (tmp_path / "train.log").symlink_to(tmp_path / "gone")

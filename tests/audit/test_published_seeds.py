@@ -1,0 +1,112 @@
+"""Seeds of published sweeps: what makes them one cell, and what keeps them from being averaged."""
+
+import json
+
+import pytest
+
+from latentbridge.audit.comparison.report import compare
+from latentbridge.errors import ConfigError, DamageError
+from latentbridge.launch.adopt import adopt
+
+
+def sweep(root, lengths):
+    """Two cells, three seeds each, an evaluation every 100 updates; lengths: of the second cell's logs."""
+    for strategy, last in (("softk", (300, 300, 300)), ("top1", lengths)):
+        for seed, end in zip((17, 18, 19), last, strict=True):
+            folder = root / f"R{strategy}_E8_S{seed}"
+            folder.mkdir(parents=True)
+            (folder / "hparams.json").write_text(json.dumps({"strategy": strategy, "seed": seed}))
+            losses = {step: 3 - step / 200 + seed**2 / 1000 for step in range(100, end + 1, 100)}
+            records = [{"step": step, "val_loss": loss, "lr": len(strategy)} for step, loss in losses.items()]
+            (folder / "train_log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    return [f"{root}:softk", f"{root}:top1"]
+
+
+def test_a_seed_whose_log_ends_early_is_not_averaged_with_whole_ones(tmp_path):
+    """Step 400 of one seed among steps 1,000 of two made a tie of what was lost at p = 0.001."""
+    sides = sweep(tmp_path / "runs", (300, 300, 100))
+
+    with pytest.raises(ConfigError) as error:
+        compare(sides, ["val_loss"])
+
+    assert str(error.value) == (
+        "val_loss is not averaged over uneven coverage: runs/Rtop1_E8_S19 has it of step 100; "
+        "runs/Rtop1_E8_S17 has it of step 300"
+    )
+
+
+def test_cells_that_were_trained_for_other_lengths_are_compared_with_that_said(tmp_path):
+    found = compare(sweep(tmp_path / "runs", (200, 200, 200)), ["val_loss"])
+
+    # every seed 100 updates less, at 1/200 each
+    assert found.cells[1].final.value - found.cells[0].final.value == pytest.approx(0.5)
+    said = "val_loss of runs/Rtop1_E8_S17 (and 2 more): no final evaluation; step 200 is compared"
+    assert said in found.unsure
+
+
+def test_answers_of_another_step_are_not_averaged_with_final_ones(tmp_path):
+    for cell in ("old", "new"):
+        for seed in (3, 4, 5):
+            label = "250" if (cell, seed) == ("new", 4) else "final"
+            folder = tmp_path / f"{cell}-s{seed}"
+            folder.mkdir()
+            record = {"question": "1+1?", "gold_extracted": "2", "bridged_extracted": str(seed % 3)}
+            (folder / f"eval_samples_step_{label}.jsonl").write_text(json.dumps(record) + "\n")
+
+    with pytest.raises(
+        ConfigError, match=r"new-s3 has it of the final evaluation; \S+/new-s4 has it of step 250$"
+    ):
+        compare([f"{tmp_path}:old", f"{tmp_path}:new"], ["bridged_accuracy"])
+
+
+def test_runs_of_one_name_in_two_places_are_told_apart_in_what_is_said(tmp_path):
+    first, second = (sweep(tmp_path / name / "runs", (300, 300, 300)) for name in ("old", "new"))
+
+    unsure = compare([first[0], second[1]], ["val_loss"]).unsure
+    copies = compare([first[0], second[0]], ["val_loss"]).unsure
+
+    assert unsure[0].startswith("val_loss of runs/Rtop1_E8_S17 (and 5 more): no final evaluation")
+    both = f"runs/Rsoftk_E8_S17 of {second[0]} and runs/Rsoftk_E8_S17 of {first[0]}"
+    assert copies[0] == (
+        f"identical files: {both} have one train_log.jsonl, byte for byte: one run, no comparison"
+    )
+    assert copies[3].startswith(f"val_loss of runs/Rsoftk_E8_S17 of {second[0]} (and 5 more): ")
+
+
+def test_a_number_that_was_changed_in_an_archive_is_not_compared(tmp_path):
+    sweep(tmp_path / "runs_20261120_120000", (300, 300, 300))
+    archive = adopt(tmp_path / "runs_20261120_120000", tmp_path / "preserved_data")
+    sides = [f"{archive}:softk", f"{archive}:top1"]
+    compare(sides, ["val_loss"])
+
+    log = archive / "Rtop1_E8_S18" / "train_log.jsonl"
+    log.write_text(log.read_text().replace('"val_loss": 1', '"val_loss": 0'))
+
+    with pytest.raises(DamageError, match=r"S18/train_log.jsonl: changed since it was preserved \(SHA"):
+        compare(sides, ["val_loss"])
+
+
+def test_a_name_of_two_cells_is_refused_with_both(tmp_path):
+    for batch in "ab":
+        sweep(tmp_path / batch, (300, 300, 300))
+
+    with pytest.raises(
+        ConfigError, match=r"no cell 'Rtop1_E8'; several end in that name: a/Rtop1_E8, b/Rtop1_E8$"
+    ):
+        compare([f"{tmp_path}:Rtop1_E8", f"{tmp_path}:a/Rsoftk_E8"])
+
+
+def test_a_report_of_an_older_batch_takes_no_run_its_name(tmp_path):
+    """The published reports quote three runs that are gone, under the names of three that are there."""
+    for name, loss in (("temp_0.7", 24.0), ("temp_1.0", 24.25)):
+        study = {"final_metrics": {"val_loss": loss}, "history": {"steps": [1], "val_losses": [loss]}}
+        (tmp_path / "results" / name).mkdir(parents=True)
+        (tmp_path / "results" / name / "metrics.json").write_text(json.dumps(study))
+    quoted = {"temp_0.7": {"final_loss": 14.5, "final_accuracy": 0.5}}
+    (tmp_path / "analysis").mkdir()
+    report = {"per_experiment": quoted, "summary": {}, "insights": []}
+    (tmp_path / "analysis" / "specialization_report.json").write_text(json.dumps(report))
+
+    cells = compare([f"{tmp_path}:temp_0.7", f"{tmp_path}:temp_1.0"], ["val_loss"]).cells
+
+    assert [row.final.value for row in cells] == [24.0, 24.25]
