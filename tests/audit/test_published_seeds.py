@@ -1,5 +1,6 @@
 """Seeds of published sweeps: what makes them one cell, and what keeps them from being averaged."""
 
+import gzip
 import json
 
 import pytest
@@ -110,3 +111,27 @@ def test_a_report_of_an_older_batch_takes_no_run_its_name(tmp_path):
     cells = compare([f"{tmp_path}:temp_0.7", f"{tmp_path}:temp_1.0"], ["val_loss"]).cells
 
     assert [row.final.value for row in cells] == [24.0, 24.25]
+
+
+def test_of_answers_that_are_there_twice_the_plain_file_is_compared(tmp_path):
+    for name, right in (("a", "2"), ("b", "3")):
+        record = {"question": "1+1?", "gold_extracted": "2", "bridged_extracted": right}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "eval_samples_step_final.jsonl").write_text(json.dumps(record) + "\n")
+    stale = gzip.compress((tmp_path / "b" / "eval_samples_step_final.jsonl").read_bytes())
+    (tmp_path / "a" / "eval_samples_step_final.jsonl.gz").write_bytes(stale)
+
+    cells = compare([str(tmp_path / "a"), str(tmp_path / "b")], ["bridged_accuracy"]).cells
+
+    assert [row.final.value for row in cells] == [1.0, 0.0]
+
+
+def test_final_answers_behind_a_link_to_nothing_are_refused_by_name(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        record = {"question": "1+1?", "gold_extracted": "2", "bridged_extracted": name}
+        (tmp_path / name / "eval_samples_step_250.jsonl").write_text(json.dumps(record) + "\n")
+    (tmp_path / "a" / "eval_samples_step_final.jsonl").symlink_to("gone")
+
+    with pytest.raises(DamageError, match=r"a/eval_samples_step_final.jsonl: cannot be read \(No such file"):
+        compare([str(tmp_path / "a"), str(tmp_path / "b")], ["bridged_accuracy"])

@@ -24,7 +24,7 @@ from latentbridge.audit.eval_jsonl import find_eval_files
 from latentbridge.audit.records import Evaluation
 from latentbridge.errors import DamageError
 from latentbridge.metric import Metric, void
-from latentbridge.rundir import find_stored
+from latentbridge.rundir import PACKED, find_stored
 from latentbridge.stamps import unstamped
 
 # what the published systems' runs are known by
@@ -124,7 +124,9 @@ def read_folder(root: Path) -> Published:
             place = _place(root, row)
             found.setdefault(place, _Found(place)).rows.append(row)
     for path in find_eval_files(root):
-        if is_eval_file(path.name) and not _is_ours(root, path.parent):
+        # of a file that is there compressed too, the plain one, as everywhere
+        stored = find_stored(path.with_name(path.name.removesuffix(PACKED))) or path
+        if path == stored and is_eval_file(path.name) and not _is_ours(root, path.parent):
             found.setdefault(path.parent, _Found(path.parent)).answers.append(path)
     # a suite's own log says nothing of the runs below it, nor a void line of a table of its namesake
     above = {parent for place in found for parent in place.parents}
