@@ -51,7 +51,8 @@ log = logging.getLogger(__name__)
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Replace a file in one step: readers see the old content or the new, never a part, whatever dies."""
-    data = content.encode() if isinstance(content, str) else content
+    # a file's name may hold what is no text, which JSON can write and read in this form
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -135,3 +135,15 @@ def test_final_answers_behind_a_link_to_nothing_are_refused_by_name(tmp_path):
 
     with pytest.raises(DamageError, match=r"a/eval_samples_step_final.jsonl: cannot be read \(No such file"):
         compare([str(tmp_path / "a"), str(tmp_path / "b")], ["bridged_accuracy"])
+
+
+def test_folders_and_cells_may_hold_colons(tmp_path):
+    place = tmp_path / "runs: old"
+    for name in ("a:b c", "a"):
+        (place / name).mkdir(parents=True)
+        record = {"question": "1+1?", "gold_extracted": "2", "bridged_extracted": str(len(name))}
+        (place / name / "eval_samples_step_final.jsonl").write_text(json.dumps(record) + "\n")
+
+    rows = compare([f"{place}:a", f"{place}:a:b c"], ["bridged_accuracy"]).cells
+
+    assert [row.cell for row in rows] == [f"{place}:a", f"{place}:a:b c"]

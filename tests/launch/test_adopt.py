@@ -100,6 +100,19 @@ def test_runs_behind_links_are_copied_and_recognised(seed, root, tmp_path):
     assert record["unread"] == ["first/eval_samples_step_20.jsonl: no JSON record in lines 2"]
 
 
+def test_a_name_that_is_no_text_is_kept_as_it_is(tmp_path, root):
+    folder = tmp_path / "odd_20251120_120000"
+    odd = os.fsdecode(b"di\xff")
+    (folder / odd).mkdir(parents=True)
+    (folder / odd / "train.log").write_text(f"[Final Eval] {ACCURACIES}\n")
+
+    archive = adopt(folder, root)
+
+    assert [run["name"] for run in read_json(archive / "archive.json")["runs"]] == [odd]
+    assert verify(archive) == []
+    assert tree(restore(archive, tmp_path / "back")) == tree(folder)
+
+
 def test_a_second_import_does_nothing_and_restore_gives_the_folder_back(seed, root, tmp_path):
     before = (adopt(seed, root) / "archive.json").stat()
 

@@ -127,9 +127,12 @@ def _read(text: str) -> dict[str, Side]:
             )
         run = read_file(path, text)
         return {run.cell: Side(text, (), [run])}
-    folder, _, cell = text.rpartition(":")
+    parts = text.split(":")
+    # either may hold colons too
+    cuts = ((":".join(parts[:cut]), ":".join(parts[cut:])) for cut in range(len(parts) - 1, 0, -1))
+    folder, cell = next((pair for pair in cuts if pair[0] and Path(pair[0]).is_dir()), ("", ""))
     path = Path(folder).absolute()
-    if not folder or not path.is_dir():
+    if not folder:
         raise ConfigError(f"{text}: no such launch, run, folder or file; {FORMS}")
     if (path / "plan.json").exists():
         plan = read_object(path / "plan.json", "runs")
