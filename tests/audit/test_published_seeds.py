@@ -87,6 +87,20 @@ def test_a_number_that_was_changed_in_an_archive_is_not_compared(tmp_path):
         compare(sides, ["val_loss"])
 
 
+def test_an_archive_that_is_one_run_is_held_to_its_sums_too(tmp_path):
+    sweep(tmp_path / "runs", (300, 300, 300))
+    one, other = (
+        adopt(tmp_path / "runs" / f"R{cell}_E8_S17", tmp_path / "kept") for cell in ("softk", "top1")
+    )
+    compare([str(one), str(other)], ["val_loss"])
+
+    with open(other / "train_log.jsonl", "a") as file:
+        file.write('{"step": 400, "val_loss": 0.5}\n')
+
+    with pytest.raises(DamageError, match=r"train_log.jsonl: changed since it was preserved"):
+        compare([str(one), str(other)], ["val_loss"])
+
+
 def test_a_name_of_two_cells_is_refused_with_both(tmp_path):
     for batch in "ab":
         sweep(tmp_path / batch, (300, 300, 300))

@@ -81,7 +81,8 @@ class Run:
     @property
     def changed(self) -> list[str]:
         """What was read of an archive and is not what was preserved there, in words."""
-        archive = next((place for place in self.place.parents if (place / SUMS).is_file()), None)
+        places = (self.place, *self.place.parents)
+        archive = next((place for place in places if (place / SUMS).is_file()), None)
         sums = list_files(archive) if archive else {}
         return [
             f"{path}: changed since it was preserved ({SUMS} has {sums[name][:12]}, the file {found[:12]})"
