@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import pytest
 
@@ -161,3 +162,16 @@ def test_folders_and_cells_may_hold_colons(tmp_path):
     rows = compare([f"{place}:a", f"{place}:a:b c"], ["bridged_accuracy"]).cells
 
     assert [row.cell for row in rows] == [f"{place}:a", f"{place}:a:b c"]
+
+
+def test_our_own_runs_of_one_id_are_called_one_experiment(launch, metric, tmp_path):
+    for cell, loss in (("old", 2.5), ("new", 1.75)):
+        launch.run(cell, 3, {"test_nll": metric(loss, n=5)})
+    shutil.copytree(launch.path, tmp_path / "again")
+
+    once = compare([f"{launch.path}:old", f"{launch.path}:new"], ["test_nll"]).unsure
+    twice = compare([f"{launch.path}:old", f"{tmp_path}/again:old"], ["test_nll"]).unsure
+
+    assert not any("identical" in text for text in once)
+    both = f"again/old-s3 and {launch.path.name}/old-s3"
+    assert f"identical config: {both} were told the same, so they are one experiment, run again" in twice

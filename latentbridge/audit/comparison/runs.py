@@ -136,6 +136,7 @@ def our_run(record: dict[str, Any], launch_folder: Path) -> Run:
         unended=_unended(row),
         chosen_by=setting(row.config, "early_stop", "metric"),
         text=records.text,
+        config=f"latentbridge {row.id}",
         sources=[path for path in files if path],
     )
 
