@@ -1,4 +1,4 @@
-"""Seeds of published sweeps: what makes them one cell, and what keeps them from being averaged."""
+"""Runs of published sides: what makes them a cell, how they are named, what keeps them from a mean."""
 
 import gzip
 import json
