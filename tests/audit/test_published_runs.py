@@ -175,3 +175,14 @@ def test_our_own_runs_of_one_id_are_called_one_experiment(launch, metric, tmp_pa
     assert not any("identical" in text for text in once)
     both = f"again/old-s3 and {launch.path.name}/old-s3"
     assert f"identical config: {both} were told the same, so they are one experiment, run again" in twice
+
+
+def test_seeds_that_were_told_other_settings_are_called_no_seeds_of_one_experiment(tmp_path):
+    sides = sweep(tmp_path / "runs", (300, 300, 300))
+    assert not any("told more" in text for text in compare(sides, ["val_loss"]).unsure)
+
+    asked = tmp_path / "runs" / "Rtop1_E8_S18" / "hparams.json"
+    asked.write_text(json.dumps(json.loads(asked.read_text()) | {"lr": 0.5}))
+
+    said = "runs/Rtop1_E8_S18 and runs/Rtop1_E8_S17 were told more apart than the seed: "
+    assert f"{said}no seeds of one experiment" in compare(sides, ["val_loss"]).unsure

@@ -112,8 +112,8 @@ def _evaluations(
 
 
 def effective(config: dict[str, str]) -> dict[str, str]:
-    """The settings that change what is computed: no names, nothing that is without effect."""
-    left_out = NAMES | INERT
+    """The settings that change what is computed, beside the seed: no names, nothing without effect."""
+    left_out = NAMES | INERT | {"seed"}
     # 0 by default, so off where a log does not tell it
     if config.get("decode_loss_weight", "0") in ("0", "0.0"):
         left_out |= {key for key in config if key.startswith("decode_")}

@@ -157,7 +157,7 @@ def _record(record: dict[str, str], row: Row) -> Iterator[Row]:
         run=f"{row.run}/{name}",
         cell=record.get("router") or record.get("strategy") or record["variant"],
         # other tables have other settings, which their columns do not tell
-        config=fingerprint({"table": Path(row.source).name, "seed": seed, **asked}),
+        config=fingerprint({"table": Path(row.source).name, **asked}),
     )
     step = record.get("step", "")
     for key, value in record.items():
@@ -201,7 +201,7 @@ def read_train_log(path: Path, row: Row) -> Iterator[Row | DamageError]:
     """
     beside = path.with_name("hparams.json")
     asked = read_object(beside) if find_stored(beside) else {}
-    settings = {key: value for key, value in asked.items() if key not in ("outdir", "num_workers")}
+    settings = {key: value for key, value in asked.items() if key not in ("outdir", "num_workers", "seed")}
     row = replace(
         row,
         layout="moe-routing-bench",

@@ -29,7 +29,7 @@ class Row:
     run: str
     cell: str | None = None
     seed: int | None = None
-    # equal hashes of one layout: the same computation was asked for
+    # equal hashes and seeds of one layout: the same computation was asked for
     config: str | None = None
     label: str | None = None
     step: int | None = None

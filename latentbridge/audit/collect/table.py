@@ -121,7 +121,7 @@ def collect(root: Path) -> Collection:
     """Read every known file at or below `root`, in the order of names."""
     found = Collection()
     first_file: dict[tuple[str, str], str] = {}
-    first_run: dict[tuple[str, str], str] = {}
+    first_run: dict[tuple[str, str, int | None], str] = {}
     for path, reader in _find(root, found.unreadable):
         source = str(path.relative_to(root))
         if reader is None:
@@ -155,11 +155,11 @@ def _named(path: Path, error: Exception) -> str:
     return str(error) if str(path) in str(error) else f"{path}: {error}"
 
 
-def _twin(row: Row, first_run: dict[tuple[str, str], str]) -> tuple[str, ...]:
+def _twin(row: Row, first_run: dict[tuple[str, str, int | None], str]) -> tuple[str, ...]:
     """The run that had the same settings before, in words: another run of them is no other experiment."""
     if row.config is None:
         return ()
-    first = first_run.setdefault((row.layout, row.config), row.run)
+    first = first_run.setdefault((row.layout, row.config, row.seed), row.run)
     return () if first == row.run else (f"{TWIN} config to {first}",)
 
 

@@ -145,6 +145,10 @@ def doubts(pair: Pair, metrics: Sequence[str]) -> Iterator[str]:
         for first, second in combinations(side.runs, 2):
             if name := first.shares(second):
                 yield f"identical files: {first.name} and {second.name} have one {name}: no two seeds"
+        for run in side.runs[1:]:
+            if run.settings != side.runs[0].settings:
+                both = f"{run.name} and {side.runs[0].name}"
+                yield f"{both} were told more apart than the seed: no seeds of one experiment"
     yield from _flags(pair.runs, metrics)
     for metric in metrics:
         counts = {(run.metrics[metric].n > 0) for run in pair.runs}

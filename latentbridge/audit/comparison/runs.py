@@ -46,6 +46,8 @@ class Run:
     is_published: bool = False
     # equal where the same computation was asked for
     config: str | None = None
+    # of a published run, equal where it is but for the seed
+    settings: str | None = None
     # files of numbers that hold this run and no other
     logs: Sequence[Path] = ()
     # all files that its numbers were read from
