@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,14 @@ class LaunchResults:
                 f"the file {found[:12]}); no number of it may be printed. `latentbridge verify` tells more"
             )
         return found
+
+    @property
+    def comment(self) -> str:
+        """What the spec says above its first key: what is asked, and what was expected; empty if nothing."""
+        spec = self.folder / "spec.yaml"
+        lines = spec.read_text(encoding="utf-8").splitlines() if spec.exists() else []
+        above = takewhile(lambda line: line.startswith("#"), lines)
+        return " ".join(line.removeprefix("#").strip() for line in above)
 
     @property
     def stated(self) -> Sequence[Verdict]:

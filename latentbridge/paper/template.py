@@ -5,6 +5,7 @@ baseline: CELL      which cells the published constructs are about; left out: ba
 ---
 {{ value('softk', 'test_nll') }}  interval each gain points difference p outcome judged verdict seeds
 {{ table('main_results') }}  {{ figure('overlay', 'caption') }}  {% if outcome(...) == 'won' %} {% endif %}
+{% for launch in launches %} {{ asked(launch) }} {{ tables(launch) }} {{ figures(launch) }} {% endfor %}
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 
 import yaml
 
-from latentbridge.audit.figures import known, render
+from latentbridge.audit.figures import FIGURES, known, render
+from latentbridge.audit.table import notes
 from latentbridge.config import listed
 from latentbridge.errors import ConfigError, PreflightError
 from latentbridge.paper.figures import published
@@ -26,7 +28,7 @@ from latentbridge.paper.quote import Quote
 from latentbridge.paper.results import Results
 from latentbridge.paper.routing import Roles, RoutingPaper
 from latentbridge.paper.seed_grammar import translate
-from latentbridge.paper.tables import standard
+from latentbridge.paper.tables import NAMES, Table, standard
 from latentbridge.paper.trace import Trace
 
 _HEAD = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
@@ -156,6 +158,15 @@ def _calls(filled: Filled, roles: Roles) -> dict[str, Any]:
         "table": lambda name, launch=None: _table(filled, name, launch),
         "figure": lambda name, caption="", launch=None: _figure(filled, name, caption, launch),
         "paper_figure": lambda number, title: _published(filled, roles, number, title),
+        # of any launch, whatever it has
+        "launches": list(quote.results.launches),
+        "asked": lambda launch: quote.results.launch(launch).comment,
+        "stated": lambda launch: [
+            (v.cell, v.baseline, v.metric) for v in quote.results.launch(launch).stated if v.outcome != "-"
+        ],
+        "notes": lambda launch: notes(quote.results.launch(launch).records.summary),
+        "tables": lambda launch: _tables(filled, launch),
+        "figures": lambda launch: _figures(filled, launch),
     }
 
 
@@ -164,6 +175,28 @@ def _table(filled: Filled, name: str, launch: str | None) -> str:
     table = standard(name, of, filled.quote)
     if table is None:
         raise ConfigError(f"{of.name} has no results for table '{name}'")
+    return _with_caption(table)
+
+
+def _tables(filled: Filled, launch: str) -> str:
+    """All that the launch has results for."""
+    of = filled.quote.results.launch(launch)
+    return "\n\n".join(
+        _with_caption(table) for name in NAMES if (table := standard(name, of, filled.quote)) is not None
+    )
+
+
+def _figures(filled: Filled, launch: str) -> str:
+    of = filled.quote.results.launch(launch)
+    drawn = [(figure, render(figure, of.records, ("png",))) for figure in FIGURES]
+    return "\n\n".join(
+        _place(filled, f"{of.name}_{figure.name}", files, figure.name.replace("_", " "))
+        for figure, files in drawn
+        if files
+    )
+
+
+def _with_caption(table: Table) -> str:
     return f"{table.markdown()}\n\n*{table.caption}*"
 
 

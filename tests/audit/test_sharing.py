@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from latentbridge.audit.figures import known, render
+from latentbridge.audit.records import read_records
 from latentbridge.audit.sharing import most_at_once
-from latentbridge.rundir import RunDir, write_json
+from latentbridge.rundir import RunDir, append_jsonl, write_json
 
 
 @pytest.fixture
@@ -70,3 +73,20 @@ def test_what_tells_no_card_is_left_out(attempt, tmp_path):
     (tmp_path / "damaged/attempts/1/env.json").write_text("[")
 
     assert found(tmp_path) == {"a": 1}
+
+
+def test_a_figure_of_rates_says_that_cards_were_shared(launch, metric):
+    for seed in (1, 2):
+        folder = launch.run("small", seed, {"test_nll": metric(2.0)}, config={"text": {}})
+        for step in (1, 2):
+            record = {"step": step, "losses": {"lm": 2.0}, "lr": 0.1, "tokens_per_s": 4096.0}
+            append_jsonl(folder.train_log, record | {"grad_norm": 1.0, "elapsed_s": 9.0 * step})
+        attempt_folder = folder.new_attempt()
+        write_json(attempt_folder / "env.json", {"host": "a", "cards": "3"})
+        write_json(attempt_folder / "exit.json", {"began": 10.0 * seed, "ended": 50.0})
+    drawn = render(known("training_curve"), read_records(launch.path), ("svg",))["svg"]
+
+    said = " ".join(re.findall(r">([^<>]+)</text>", drawn.decode()))
+    assert "Up to 2 runs had a card together: tokens per second compare with nothing." in " ".join(
+        said.split()
+    )

@@ -371,6 +371,33 @@ def test_a_paper_that_ships_is_what_its_template_gives(name):
             assert (shipped / table).read_text() == text, table
 
 
+def test_one_command_makes_a_paper_of_any_launch(worked, tmp_path, monkeypatch, capsys):
+    plan = json.loads((worked.path / "plan.json").read_text())
+    plan["compare"] = [{"baseline": "baseline", "against": ["dynamic"], "metric": "val_nll"}]
+    (worked.path / "plan.json").write_text(json.dumps(plan))
+    (worked.path / "spec.yaml").write_text(
+        "# Does it help?  Two arms.\n# Expected: no.\nname: demo\n# of runs\n"
+    )
+    for run in worked.runs[1:3]:
+        attempt = RunDir(worked.path / run["name"]).new_attempt()
+        write_json(attempt / "env.json", {"host": "node1", "cards": "0"})
+        write_json(attempt / "exit.json", {"began": 0.0, "ended": 9.0})
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(SystemExit) as ended:
+        main(["paper", str(ROOT / "papers/launch.md"), "--results", str(worked.path), "--out", "out"])
+    text = (tmp_path / "out/paper.md").read_text()
+
+    assert not ended.value.code
+    assert "# demo\n\nDoes it help?  Two arms. Expected: no.\n" in text
+    assert "- dynamic against baseline, by val_nll: won (-0.138 [" in unlinked(text)
+    # of what is measured on validation text there are verdicts, and no table of test scores
+    assert "| dynamic | baseline | val_nll | [-0.138 [" in text
+    assert "![training curve](figures/demo_training_curve.png)" in text
+    assert "- shared: 2 runs had a card" in text
+    assert (tmp_path / "out/paper.pdf").read_bytes().startswith(b"%PDF")
+
+
 def test_the_template_in_the_published_grammar_that_ships_can_be_filled(worked):
     settings = {"baseline": "baseline", "dynamic": "dynamic"}
 

@@ -41,6 +41,8 @@ DPI = 300
 MISSING = "no figures: matplotlib is missing; pip install 'latentbridge[report]'"
 # matplotlib writes the time into some of them, where equal results are to give equal bytes
 _UNDATED = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+RATE = "tokens_per_s"
+
 FIGURES: tuple[Figure, ...] = (
     *soft_tokens.FIGURES,
     *stability.FIGURES,
@@ -114,6 +116,10 @@ def render(
     sheet = figure.read(records)
     if not sheet.rows:
         return {}
+    most = max(cell.row.to_a_card for cell in records.cells)
+    if most > 1 and any(RATE in (*row, row.get("metric")) for row in sheet.rows):
+        shared = f"Up to {most} runs had a card together: tokens per second compare with nothing."
+        sheet.about = f"{sheet.about.strip()} {shared}"
     drawings: dict[str, str | bytes] = {"csv": sheet.as_csv()}
     try:
         import matplotlib
