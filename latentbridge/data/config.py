@@ -66,6 +66,10 @@ class TextConfig(Config):
     # tokens that are scored in one evaluation, in whole windows: eval_tokens // context
     eval_tokens: int = Field(65_536, ge=1)
 
+    def part_of(self, paragraphs: list[str]) -> list[str]:
+        """What is read of a split: all."""
+        return paragraphs
+
     @model_validator(mode="after")
     def _files_go_with_their_name(self) -> TextConfig:
         if self.name == "files" and not self.train_files:
@@ -89,3 +93,16 @@ class TextConfig(Config):
                 f"eval_tokens is {self.eval_tokens}, less than a window; context is {self.context}"
             )
         return self
+
+
+class TextSample(TextConfig):
+    """About so many characters of each split, from all over it: as much as a rehearsal needs to read."""
+
+    characters: int = 2_000_000
+
+    def part_of(self, paragraphs: list[str]) -> list[str]:
+        """Every n-th paragraph, from one on that follows from the length: of a longer text others."""
+        total = sum(map(len, paragraphs))
+        step = max(1, total // self.characters)
+        # a text may be one long paragraph
+        return paragraphs[total % step :: step] or paragraphs[:1]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from latentbridge.data.assets import ASSETS
 from latentbridge.data.cache import cached, cached_json
-from latentbridge.data.config import BPE_ENTRIES, TextConfig
+from latentbridge.data.config import BPE_ENTRIES, TextConfig, TextSample
 from latentbridge.data.encoders import Block, Encoder, build_encoder, describe_encoder
 from latentbridge.data.gsm8k import load_gsm8k
 from latentbridge.errors import ConfigError, RunError
@@ -63,7 +63,7 @@ def load_splits(config: TextConfig) -> dict[TextSplit, list[str]]:
                 f"{files}: no paragraph is left for {name}. Paragraphs end at a blank line, and none may be "
                 "in two splits; add text, or blank lines between its parts"
             )
-    return splits
+    return {name: config.part_of(paragraphs) for name, paragraphs in splits.items()}
 
 
 def _files(config: TextConfig) -> tuple[list[Path], list[Path]]:
@@ -126,6 +126,8 @@ class Corpus:
             "vocab_size": config.vocab_size or BPE_ENTRIES,
             "tokenizers": tokenizers.__version__,
         }
+        if isinstance(config, TextSample):
+            self._key["characters"] = config.characters
         self._splits: dict[TextSplit, list[str]] = {}
         described = cached_json(cache, {**self._key, "part": "encoder"}, self._describe)
         encoder = build_encoder(config.tokenizer, described)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latentbridge.data.config import TextConfig
+from latentbridge.data.config import TextConfig, TextSample
 from latentbridge.data.encoders import BPE, BYTES, CHARACTERS
 from latentbridge.data.text import load_splits
 from latentbridge.job import Run
@@ -93,16 +93,15 @@ def small_decoder(config: DecoderConfig) -> DecoderConfig:
 
 
 def small_text(config: TextConfig) -> TextConfig:
-    """The same text in short windows; a vocabulary that a test of all its entries can afford."""
+    """A part of the text in short windows; a vocabulary that a test of all its entries can afford."""
     tokenizer = config.tokenizer if config.tokenizer in (CHARACTERS, BPE) else BYTES
-    return config.model_copy(
-        update={
-            "tokenizer": tokenizer,
-            "vocab_size": _BPE_ENTRIES if tokenizer == BPE else None,
-            "context": _CONTEXT,
-            "eval_tokens": _WINDOWS * _CONTEXT,
-        }
-    )
+    small = {
+        "tokenizer": tokenizer,
+        "vocab_size": _BPE_ENTRIES if tokenizer == BPE else None,
+        "context": _CONTEXT,
+        "eval_tokens": _WINDOWS * _CONTEXT,
+    }
+    return TextSample(**{**config.model_dump(), **small})
 
 
 def splits(stage: Stage) -> str:

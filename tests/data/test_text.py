@@ -17,7 +17,7 @@ import torch
 
 from latentbridge.config import Origin, Tree, build
 from latentbridge.data.assets import ASSETS
-from latentbridge.data.config import TextConfig
+from latentbridge.data.config import TextConfig, TextSample
 from latentbridge.data.encoders import build_encoder, train_bpe
 from latentbridge.data.text import Corpus, load_splits, unigram_bits_per_byte
 from latentbridge.data.tokenizers import build_tokenizer
@@ -85,6 +85,27 @@ def test_what_is_cut_from_the_training_files_is_their_last_tenth(files):
 
     assert splits["train"] == [words(seed, 11) for seed in range(36)]
     assert splits["validation"] + splits["test"] == [words(seed, 11) for seed in range(36, 40)]
+
+
+def test_a_sample_is_from_all_over_the_text_and_of_a_longer_text_another(files, tmp_path):
+    """A rehearsal learnt pieces of all of a text, and cut all of it up: of 60 MB that took 90 seconds."""
+    whole = load_splits(config_of(**files))
+    sample = load_splits(TextSample(**files, characters=600))
+    with open(tmp_path / "train.txt", "a") as file:
+        file.write("\n\nx")
+    of_more = load_splits(TextSample(**files, characters=600))
+
+    assert 4 <= len(sample["train"]) < len(whole["train"]) / 3
+    places = [whole["train"].index(paragraph) for paragraph in sample["train"]]
+    assert len({b - a for a, b in pairwise(places)}) == 1
+    assert of_more["train"] != sample["train"]
+    assert load_splits(TextSample(**files)) == load_splits(config_of(**files))
+
+
+def test_of_one_long_paragraph_a_sample_is_all(files, tmp_path):
+    (tmp_path / "train.txt").write_text(words(3, 4000))
+
+    assert load_splits(TextSample(**files, characters=1000))["train"] == [words(3, 4000)]
 
 
 def test_a_text_without_blank_lines_is_refused(tmp_path, files):
@@ -192,6 +213,13 @@ def test_ids_are_made_once_and_mapped(make, monkeypatch):
     monkeypatch.setattr("latentbridge.data.text.load_splits", None)
 
     assert all(isinstance(tokens, numpy.memmap) for tokens in make(tokenizer="bpe").tokens.values())
+
+
+def test_ids_of_a_sample_are_not_those_of_the_text(files, tmp_path):
+    whole = Corpus(config_of(**files), tmp_path / "cache")
+    sample = Corpus(TextSample(**files, characters=600), tmp_path / "cache")
+
+    assert sample.tokens["train"].shape[1] < whole.tokens["train"].shape[1] / 3
 
 
 def test_a_changed_file_is_another_text(make, files, tmp_path):
