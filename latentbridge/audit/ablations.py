@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,7 @@ from latentbridge.audit.statistics.seeds import compare_seeds, seed_mean
 from latentbridge.audit.summary import CLAIM, CellRow, RunRow, Summary, gaps
 from latentbridge.audit.table import render
 from latentbridge.audit.verdicts import Verdict
-from latentbridge.config import read_yaml
+from latentbridge.config import Tree, read_yaml
 from latentbridge.errors import LatentbridgeError
 from latentbridge.metric import Direction, Metric, best_of, better, void
 from latentbridge.rundir import RunDir, read_jsonl, read_object, write_atomic, write_json
@@ -128,7 +128,7 @@ def _side(by_name: dict[str, CellRow], side: str | dict[str, str]) -> _Side:
 
 def _at_an_end(cells: Sequence[CellRow], best: str) -> str:
     """Where the best has the least or the most of the one number that cells differ in, so in words."""
-    settings = {cell.name: dict(_leaves(cell.runs[0].config)) for cell in cells}
+    settings = {cell.name: Tree(cell.runs[0].config, {}).flat() for cell in cells}
     keys = {key for each in settings.values() for key in each} - {"seed"}
     differing = [key for key in keys if len({str(each.get(key)) for each in settings.values()}) > 1]
     values = {name: each.get(differing[0]) for name, each in settings.items()} if len(differing) == 1 else {}
@@ -138,15 +138,6 @@ def _at_an_end(cells: Sequence[CellRow], best: str) -> str:
         return ""
     tried = ", ".join(map(str, ordered))
     return f"; it is at an end of the {differing[0]} that were tried ({tried}), and beyond may be better"
-
-
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted key."""
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield above + key, value
 
 
 def _compare(own: _Side, baseline: _Side, metric: str) -> Verdict:

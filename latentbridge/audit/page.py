@@ -55,7 +55,6 @@ def page(launch_folder: Path, relative_to: Path, refresh_s: int = 0, drawn: Sequ
     return environment.get_template("page.html").render(
         summary=records.summary,
         refresh_s=refresh_s,
-        done=sum(run.state == "DONE" for run in records.summary.runs),
         comparisons=next((block for block in tables if block.title == COMPARISONS), None),
         notes=notes(records.summary),
         # verdicts and runs have sections of their own

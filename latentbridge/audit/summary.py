@@ -76,11 +76,18 @@ class RunRow:
             "but what spans a forward (InfoNCE, means over tokens, the load of experts) spanned fewer"
         )
 
+    @property
+    def unended(self) -> str | None:
+        """Why nothing of this run is final; None where its final evaluation is there."""
+        if self.state == "DONE" and self.label == "final":
+            return None
+        found = self.state if self.state != "DONE" else "no final evaluation"
+        return found + (f" ({self.cause})" if self.cause else "")
+
     def lacks(self, metric: str) -> str | None:
         """Why this run has no final value of `metric`, or None if it has one."""
-        if self.state != "DONE" or self.label != "final":
-            found = self.state if self.state != "DONE" else "no final evaluation"
-            return found + (f" ({self.cause})" if self.cause else "")
+        if self.unended:
+            return self.unended
         return self.metrics[metric].void if metric in self.metrics else "not measured"
 
     def value(self, metric: str) -> float:
@@ -152,6 +159,12 @@ class Summary:
     cells: list[CellRow]
     verdicts: list[Verdict]
     headline: str
+
+    @property
+    def progress(self) -> str:
+        """How many of the runs are done, in words."""
+        done = sum(run.state == "DONE" for run in self.runs)
+        return f"{done} of {len(self.runs)} runs done"
 
     @property
     def flags(self) -> list[str]:

@@ -124,8 +124,7 @@ class Block:
 
 def render(summary: Summary) -> str:
     """The text of summary.log, at most 150 columns wide."""
-    done = sum(run.state == "DONE" for run in summary.runs)
-    lines = [*wrap(f"{summary.launch}: {done} of {len(summary.runs)} runs done"), *wrap(summary.headline)]
+    lines = [*wrap(f"{summary.launch}: {summary.progress}"), *wrap(summary.headline)]
     for block in blocks(summary):
         lines += block.lines()
     if found := notes(summary):

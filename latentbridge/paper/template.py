@@ -161,6 +161,7 @@ def _calls(filled: Filled, roles: Roles) -> dict[str, Any]:
         # of any launch, whatever it has
         "launches": list(quote.results.launches),
         "asked": lambda launch: quote.results.launch(launch).comment,
+        "progress": lambda launch: quote.results.launch(launch).records.summary.progress,
         "stated": lambda launch: [
             (v.cell, v.baseline, v.metric) for v in quote.results.launch(launch).stated if v.outcome != "-"
         ],

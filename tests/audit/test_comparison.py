@@ -154,7 +154,7 @@ def test_a_run_without_an_end_is_refused_and_not_left_out(cells, metric):
     for cell, state in (("old", "DONE"), ("new", "FAILED")):
         cells.run(cell, 7, {ACCURACY: metric(0.5, n=8)}, state=state, cause="oom")
 
-    with pytest.raises(ConfigError, match=r"new-s7 FAILED \(oom\)\. What is left is not averaged"):
+    with pytest.raises(ConfigError, match=r"new-s7: FAILED \(oom\)\. What is left is not averaged"):
         compare(sides(cells))
 
 

@@ -390,6 +390,7 @@ def test_one_command_makes_a_paper_of_any_launch(worked, tmp_path, monkeypatch, 
 
     assert not ended.value.code
     assert "# demo\n\nDoes it help?  Two arms. Expected: no.\n" in text
+    assert "\n6 of 6 runs done.\n" in text
     assert "- dynamic against baseline, by val_nll: won (-0.138 [" in unlinked(text)
     # of what is measured on validation text there are verdicts, and no table of test scores
     assert "| dynamic | baseline | val_nll | [-0.138 [" in text

@@ -32,7 +32,7 @@ def check(pairs: Sequence[Pair]) -> None:
         if changed := list(dict.fromkeys(text for run in pair.runs for text in run.changed)):
             raise DamageError(f"{'; '.join(changed)}. `latentbridge verify` names all that changed")
         _check_seeds(side, baseline, is_ours=pair.is_ours)
-        if lines := [f"{run.name} {run.unended}" for run in pair.runs if run.unended]:
+        if lines := [f"{run.name}: {run.unended}" for run in pair.runs if run.unended]:
             raise ConfigError(
                 f"{'; '.join(lines)}. What is left is not averaged: `latentbridge explain` says what a run "
                 "waits for, `latentbridge retry` starts a failed one again"

@@ -135,19 +135,12 @@ def our_run(record: dict[str, Any], launch_folder: Path) -> Run:
         place=folder.path,
         answers=find_stored(folder.eval_samples("final")),
         evaluations=records.evaluations,
-        unended=_unended(row),
+        unended=row.unended,
         chosen_by=setting(row.config, "early_stop", "metric"),
         text=records.text,
         config=f"latentbridge {row.id}",
         sources=[path for path in files if path],
     )
-
-
-def _unended(row: RunRow) -> str | None:
-    if row.state == "DONE" and row.label == "final":
-        return None
-    found = row.state if row.state != "DONE" else "has no final evaluation"
-    return found + (f" ({row.cause})" if row.cause else "")
 
 
 def names_of(runs: Iterable[Run]) -> str:

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from latentbridge.audit.figures.style import COLOURS, FAINT, looks
+from latentbridge.metric import better
 
 # with more neither colours nor names at the ends of lines are told apart in a column
 MOST = 8
 FOREMOST = 5
-# of these more is better, of all others less
-MORE_IS_BETTER = {"context_recovered", "bridged_accuracy", "val_accuracy"}
 
 
 class Spotlight(NamedTuple):
@@ -42,7 +41,8 @@ def spotlight(
     """
     if len(names) <= MOST:
         return Spotlight(list(names), looks(names, may_coincide=may_coincide), "")
-    is_more = metric in MORE_IS_BETTER
+    # of a loss, which has no name that tells, less is
+    is_more = better(metric) == "higher"
     ranked = sorted((name for name in names if name in ends), key=lambda name: ends[name], reverse=is_more)
     foremost, hindmost = ranked[:FOREMOST], ranked[FOREMOST:][-1:]
     kept = [name for name in keep if name in names and name not in (*foremost, *hindmost)]
