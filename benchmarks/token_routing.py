@@ -1,8 +1,9 @@
 """What does routing save? python benchmarks/token_routing.py [PART ...]   (one GPU, 2 min; --small: a CPU)
 
-`mixer`: one mixer, of all tokens: gated delta, softmax attention, both for every token, and routed with half
-of the tokens each at random places, read by blocks and by attention of all places. Compiled, as training is:
-some minutes more. Forward, and forward and backward; first routed is held against both in float32.
+`convolution`: the short convolutions of a mixer, by torch's compiler and as runs do. `mixer`: one mixer, of
+all tokens: gated delta, softmax attention, both for every token, and routed with half of the tokens each at
+random places, read by blocks and by attention of all places. Compiled, as training is: some minutes more.
+Forward, and forward and backward; first routed is held against both in float32.
 `whole`: a prefill of whole models, then tokens one by one, and the bytes they keep. `train`: the published
 baseline in the package's own loop, and routed, all recorded. Each line is in benchmarks/results at once; what
 fails is told, the rest is measured, and the exit code is 1.
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from copy import copy, deepcopy
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from reports import RESULTS, Report, card, milliseconds, peak_gib, spread
@@ -27,16 +28,19 @@ from latentbridge.config import Origin, Tree, build
 from latentbridge.job import Run
 from latentbridge.launch.spec import read_base
 from latentbridge.layer_routing.config import LayerRoutingConfig
-from latentbridge.layer_routing.model import build_model
+from latentbridge.layer_routing.model import Kernels, build_model
 from latentbridge.layer_routing.train import LayerRoutingLm
 from latentbridge.metric import Metric
 from latentbridge.nn.backend import TOLERANCE
 from latentbridge.nn.decoder import CausalAttention, Rotations
 from latentbridge.nn.gated_delta import gated_delta_rule
 from latentbridge.nn.gated_delta_backend import choose_backend, rule_of
-from latentbridge.nn.gated_deltanet import GatedDeltaNet, Rule
+from latentbridge.nn.gated_deltanet import GatedDeltaNet
 from latentbridge.nn.layer_routing import Route, RoutedMixer
 from latentbridge.nn.rope import rotations
+from latentbridge.nn.short_convolution import convolve
+from latentbridge.nn.short_convolution_backend import choose_convolution, convolution_of
+from latentbridge.nn.short_convolution_backend import with_gradients as convolved
 from latentbridge.nn.sorted_attention import Reader, plain
 from latentbridge.nn.sorted_attention_backend import LONG, choose_reader, reader_of
 from latentbridge.nn.takers import find_takers
@@ -47,20 +51,13 @@ from latentbridge.train.recorded import compiled
 ROOT = Path(__file__).parents[1]
 # tokens a second on one GPU as published: 16 windows of 1,024
 SEED = 46_900
-PARTS = ("mixer", "whole", "train")
+PARTS = ("convolution", "mixer", "whole", "train")
 PATTERNS = {
     "gdn": ["gdn"] * 4,
     "softmax": ["softmax"] * 4,
     "baseline": ["gdn", "gdn", "gdn", "softmax"],
     "routed": ["gdn", "routed", "routed", "softmax"],
 }
-
-
-class Kernels(NamedTuple):
-    """What this machine computes by."""
-
-    rule: Rule
-    reader: Reader
 
 
 # what a compiler gave up would be timed as if it were compiled
@@ -74,11 +71,14 @@ def main() -> None:
     backend = choose_backend(device, dtype, (options.gdn_width,) * 2)
     reader = choose_reader(device, dtype, options.dim // options.heads, max(LONG, *options.lengths))
     report.say(f"# What routing costs and saves\n\n{card()}, {dtype}; gated delta: {backend.name}")
-    report.say(f"({backend.reason}); routed softmax: {reader.name} ({reader.reason}),")
+    convolution = choose_convolution(device, dtype)
+    report.say(f"({backend.reason}); short convolutions: {convolution.name} ({convolution.reason});")
+    report.say(f"routed softmax: {reader.name} ({reader.reason}),")
     report.say(f"in a run of texts from {LONG:,} tokens on, before that plain;")
     report.say(f"D={options.dim} H={options.heads} K=V={options.gdn_width}")
-    kernels = Kernels(rule_of(backend.name), reader_of(reader.name))
-    parts: dict[str, Callable[..., None]] = {"mixer": mixers, "whole": wholes, "train": trained}
+    kernels = Kernels(rule_of(backend.name), convolution_of(convolution.name), reader_of(reader.name))
+    works = convolutions, mixers, wholes, trained
+    parts: dict[str, Callable[..., None]] = dict(zip(PARTS, works, strict=True))
     for part in options.parts or parts:
         with report.attempt(part):
             parts[part](options, report, device, dtype, kernels)
@@ -108,13 +108,32 @@ def parse() -> argparse.Namespace:
     return options
 
 
+def convolutions(
+    options: argparse.Namespace, report: Report, device: torch.device, dtype: torch.dtype, kernels: Kernels
+) -> None:
+    """Those of query, key and value of a mixer together; the floor is the card's bandwidth."""
+    channels, length = 3 * options.heads * options.gdn_width, min(options.lengths)
+    shape = options.tokens // length, length, channels
+    given = [torch.randn(*size, device=device, dtype=dtype) for size in (shape, (channels, 4), shape)]
+    *given, above = (x.requires_grad_() for x in given)
+    report.table("convolution", "forward ms", "forward and backward ms", "GB/s of 5 passes over rows")
+    for name, way in {"torch, compiled": compiled(convolve), "as runs do": kernels.convolve}.items():
+        with report.attempt(name):
+            forward = milliseconds(partial(way, *given), options.rounds)
+            both = milliseconds(partial(convolved, way, given, above), options.rounds)
+            moved = 5 * above.numel() * above.element_size() / statistics.median(both) / 1e6
+            report.row(name, spread(forward), spread(both), f"{moved:,.0f}")
+
+
 def mixers(
     options: argparse.Namespace, report: Report, device: torch.device, dtype: torch.dtype, kernels: Kernels
 ) -> None:
     """One mixer at each length, as many tokens in all."""
     torch.manual_seed(0)
     width = options.gdn_width
-    gdn = GatedDeltaNet(options.dim, options.heads, width, width, rule=kernels.rule)
+    gdn = GatedDeltaNet(
+        options.dim, options.heads, width, width, rule=kernels.rule, convolve=kernels.convolve
+    )
     softmax = CausalAttention(options.dim, options.heads, False, 0.0)
     mixer = RoutedMixer(gdn, softmax).to(device, dtype)
     report.table(
@@ -194,6 +213,7 @@ def exactly(mixer: RoutedMixer, x: Tensor, gates: Tensor, above: Tensor) -> tupl
     """What both mixers come to in float32, not compiled."""
     wide, given = deepcopy(mixer).float(), x.detach().float().requires_grad_()
     wide.gdn.rule = gated_delta_rule  # type: ignore[assignment]
+    wide.gdn.convolution.convolve = convolve  # type: ignore[union-attr]
     return with_gradient(lambda: wide(given, turns_of(mixer, x), Route(gates, None)), given, above.float())
 
 
@@ -239,7 +259,7 @@ def wholes(
     most = max(options.lengths) + 64
     for pattern in PATTERNS:
         settings = config(options, pattern, **{"text.context": most})
-        decoder = build_model(settings, 256, kernels.rule).to(device, dtype).eval().decoder
+        decoder = build_model(settings, 256, kernels).to(device, dtype).eval().decoder
         for length in options.lengths:
             with report.attempt(f"{length:,}", pattern):
                 ids = torch.randint(256, (1, length), device=device)

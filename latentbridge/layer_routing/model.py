@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,7 +17,19 @@ from latentbridge.nn.ffn import SwiGLU
 from latentbridge.nn.gated_delta import gated_delta_rule
 from latentbridge.nn.gated_deltanet import GatedDeltaNet, Rule
 from latentbridge.nn.layer_routing import RoutedDecoder, RoutedMixer
+from latentbridge.nn.short_convolution import Convolve, convolve
 from latentbridge.nn.sorted_attention import Reader, plain
+
+
+class Kernels(NamedTuple):
+    """What computes the gated delta rule, its short convolutions, and what routed tokens read by softmax."""
+
+    rule: Rule = gated_delta_rule
+    convolve: Convolve = convolve
+    reader: Reader = plain
+
+
+TORCH = Kernels()
 
 
 class Ffn(nn.Module):
@@ -37,16 +50,8 @@ class Ffn(nn.Module):
         return out
 
 
-def build_model(
-    config: LayerRoutingConfig,
-    vocab_size: int,
-    rule: Rule = gated_delta_rule,
-    reader: Reader = plain,
-) -> LanguageModel:
-    """Random weights from torch's current seed.
-
-    rule: what computes the gated delta rule;  reader: what reads for those that are routed to softmax
-    """
+def build_model(config: LayerRoutingConfig, vocab_size: int, kernels: Kernels = TORCH) -> LanguageModel:
+    """Random weights from torch's current seed."""
     kind: Callable[..., Decoder] = Decoder
     if config.routed:
         is_sparse = config.routing.compute == "sparse"
@@ -56,26 +61,32 @@ def build_model(
         vocab_size,
         config.text.context,
         lambda layer: Ffn(config),
-        lambda layer: make_mixer(config, layer, rule, reader),
+        lambda layer: make_mixer(config, layer, kernels),
         kind,
     )
 
 
-def make_mixer(
-    config: LayerRoutingConfig, layer: int, rule: Rule = gated_delta_rule, reader: Reader = plain
-) -> nn.Module:
+def make_mixer(config: LayerRoutingConfig, layer: int, kernels: Kernels) -> nn.Module:
     """What reads in a layer."""
     kind = config.pattern[layer]
     if kind == "routed":
-        return RoutedMixer(gated_delta(config, rule), attention(config.model, reader))
-    return gated_delta(config, rule) if kind == "gdn" else attention(config.model)
+        return RoutedMixer(gated_delta(config, kernels), attention(config.model, kernels.reader))
+    return gated_delta(config, kernels) if kind == "gdn" else attention(config.model)
 
 
-def gated_delta(config: LayerRoutingConfig, rule: Rule) -> GatedDeltaNet:
+def gated_delta(config: LayerRoutingConfig, kernels: Kernels) -> GatedDeltaNet:
     """A gated-delta mixer of the settings' widths."""
     model, gdn = config.model, config.gdn
     heads = gdn.heads or model.heads
-    return GatedDeltaNet(model.dim, heads, gdn.key_width, gdn.value_width, rule=rule, init_std=model.init_std)
+    return GatedDeltaNet(
+        model.dim,
+        heads,
+        gdn.key_width,
+        gdn.value_width,
+        rule=kernels.rule,
+        convolve=kernels.convolve,
+        init_std=model.init_std,
+    )
 
 
 def attention(config: DecoderConfig, reader: Reader = plain) -> CausalAttention:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from latentbridge.job import Run
 from latentbridge.layer_routing.config import COUNTED, LayerRoutingConfig
 from latentbridge.layer_routing.metrics import Split, split_metrics, summed
-from latentbridge.layer_routing.model import build_model, unmet
+from latentbridge.layer_routing.model import Kernels, build_model, unmet
 from latentbridge.lm.mixture_config import temperature_at
 from latentbridge.lm.model import Scored
 from latentbridge.lm.specialisation import Choices, TokenClasses, describe, information_metrics
@@ -21,6 +21,7 @@ from latentbridge.nn.backend import Backend
 from latentbridge.nn.balance import balance_loss
 from latentbridge.nn.gated_delta_backend import choose_backend, rule_of
 from latentbridge.nn.layer_routing import CHOICES, LayerRouter, RoutedDecoder
+from latentbridge.nn.short_convolution_backend import choose_convolution, convolution_of
 from latentbridge.nn.sorted_attention import plain
 from latentbridge.nn.sorted_attention_backend import choose_reader, reader_of
 from latentbridge.rundir import write_json
@@ -41,7 +42,10 @@ def choose_backends(
 ) -> dict[str, Backend]:
     """By its name in the manifest, what computes a part of the model here, and why."""
     model, gdn = config.model, config.gdn
-    found = {"gated_delta": choose_backend(device, dtype, (gdn.key_width, gdn.value_width))}
+    found = {
+        "gated_delta": choose_backend(device, dtype, (gdn.key_width, gdn.value_width)),
+        "short_convolution": choose_convolution(device, dtype),
+    }
     if config.routed and config.routing.compute == "sparse":
         found["routed_softmax"] = choose_reader(device, dtype, model.dim // model.heads, config.text.context)
     return found
@@ -70,7 +74,8 @@ class LayerRoutingLm(LanguageModeling):
         routed = backends.get("routed_softmax")
         reader = plain if routed is None else reader_of(routed.name)
         rule = rule_of(backends["gated_delta"].name)
-        return build_model(self.config, self.corpus.vocab_size, rule, reader)
+        kernels = Kernels(rule, convolution_of(backends["short_convolution"].name), reader)
+        return build_model(self.config, self.corpus.vocab_size, kernels)
 
     def matrices_per_token(self) -> int:
         """Where only the taken mixer is computed, as if half of the tokens took each."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentbridge.nn.gated_delta import gated_delta_rule, gated_delta_step
 from latentbridge.nn.norm import RMSNorm
-from latentbridge.nn.short_convolution import ShortConvolution
+from latentbridge.nn.short_convolution import Convolve, ShortConvolution, convolve
 from latentbridge.nn.takers import Takers
 
 Rule = Callable[..., tuple[Tensor, Tensor]]
@@ -36,7 +36,7 @@ class DeltaState(NamedTuple):
 class GatedDeltaNet(nn.Module):
     """Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464): reads a sequence causally, without positions.
 
-    key_width, value_width: K and V of each head;  rule: what computes the rule, see nn/gated_delta_backend.py
+    key_width, value_width: K and V of each head;  rule, convolve: what computes them, see the backends beside
     init_std: matrices start as N(0, init_std); None: as torch starts them
     """
 
@@ -48,6 +48,7 @@ class GatedDeltaNet(nn.Module):
         value_width: int,
         *,
         rule: Rule = gated_delta_rule,
+        convolve: Convolve = convolve,
         init_std: float | None = 0.02,
     ) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class GatedDeltaNet(nn.Module):
         self.query_key_value = nn.Linear(dim, sum(self.widths), bias=False)
         self.gate = nn.Linear(dim, values, bias=False)
         self.beta_decay = nn.Linear(dim, 2 * heads, bias=False)
-        self.convolution = ShortConvolution(sum(self.widths))
+        self.convolution = ShortConvolution(sum(self.widths), convolve=convolve)
         self.A_log = nn.Parameter((_MAX_A * (1 - torch.rand(heads))).log())
         low, high = (math.log(step) for step in _STEPS)
         step = (low + (high - low) * torch.rand(heads)).exp()

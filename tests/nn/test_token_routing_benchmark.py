@@ -69,4 +69,4 @@ def test_an_unknown_part_is_refused(benchmark, capsys):
     with pytest.raises(SystemExit):
         run("decode")
 
-    assert "parts are mixer, whole, train" in capsys.readouterr().err
+    assert "parts are convolution, mixer, whole, train" in capsys.readouterr().err
