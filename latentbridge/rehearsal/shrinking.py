@@ -35,6 +35,7 @@ TEXT_PROTOCOL = (
 # settings that change how, and never what, is computed
 ENGINEERING = (
     "train.engine",
+    "train.recorded",
     "train.zero_stage",
     "train.micro_batch_size",
     "train.log_every",

@@ -274,7 +274,9 @@ class _Loop:
     def _backward(self, terms: dict[str, LossTerm], step: int) -> dict[str, Tensor]:
         loss = _weighted_sum(terms, step)
         self.engine.backward(loss)
-        return {f"losses.{name}": term.value for name, term in terms.items()} | {"loss": loss}
+        # without their graph: it would outlive this micro-batch, and its streams with it, which no record allows
+        told = {f"losses.{name}": term.value.detach() for name, term in terms.items()}
+        return told | {"loss": loss.detach()}
 
     def _log(self) -> None:
         self._settle()

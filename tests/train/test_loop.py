@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,27 @@ def test_seed_fault_d1_training_goes_on_in_train_mode_after_every_evaluation(
     (seen,) = ranks(modes, world_size=1)
     # evaluate 0, then (update, evaluate) three times, then evaluate the best
     assert seen == [(False, False), *[(True, True), (False, False)] * 3, (False, False)]
+
+
+def test_no_micro_batch_s_graph_outlives_it(ranks: Any, toy: Any, tmp_path: Path) -> None:
+    """A recorded run of two micro-batches an update died in its record: the last one's graph held a stream."""
+
+    class Watching(toy.Workload):  # type: ignore[misc, name-defined]
+        held: list[Any] = []
+        alive: list[int] = []
+
+        def losses(self, model: Any, batch: Any, step: int) -> Any:
+            self.alive.append(sum(term() is not None for term in self.held))
+            terms = super().losses(model, batch, step)
+            self.held.extend(weakref.ref(term.value) for term in terms.values())
+            return terms
+
+    def alive() -> list[int]:
+        toy.run(tmp_path, toy.make_config(steps=2, micro_batch_size=2, engine="torch"), Watching())
+        return Watching.alive
+
+    (found,) = ranks(alive, world_size=1)
+    assert found == [0, 0, 0, 0]
 
 
 def test_evaluating_more_often_changes_nothing_in_training(ranks: Any, toy: Any, tmp_path: Path) -> None:
