@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from latentbridge.audit.comparison.report import compare
 from latentbridge.audit.records import CellRecords
 from latentbridge.audit.verdicts import WORDS, difference_text, p_text
 from latentbridge.errors import ConfigError
@@ -122,14 +123,13 @@ class Quote:
         return self.trace.number(str(count), count, f"{cell}: seeds", launch.sources(records, METRICS))
 
     def found(self, cell: str, baseline: str, metric: str) -> Found:
-        """The verdict between two cells of one launch."""
+        """The verdict between two cells; those of two launches must stand the rules of `compare`."""
         launch, ours = self.results.cell(cell)
         other, theirs = self.results.cell(baseline)
-        if launch is not other:
-            raise ConfigError(
-                f"{cell} and {baseline} are of two launches, whose runs differ in more than this"
-            )
-        return launch.verdict(ours.name, theirs.name, metric)
+        if launch is other:
+            return launch.verdict(ours.name, theirs.name, metric)
+        sides = [f"{other.folder}:{theirs.name}", f"{launch.folder}:{ours.name}"]
+        return Found(compare(sides, [metric]).seeds[0].verdict, stated=False)
 
     def _measured(self, cell: str, metric: str) -> tuple[CellRecords, Metric, str, list[Source]]:
         launch, records = self.results.cell(cell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,10 +34,9 @@ class Found:
 class LaunchResults:
     """One launch, or the archive of one."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
         self.plan = find_target(folder)[0].plan
-        self.name = unstamped(folder.name)
 
     @cached_property
     def records(self) -> Records:
@@ -98,18 +98,23 @@ class LaunchResults:
 
 
 class Results:
-    """The launches of one paper; a template names a cell `cell`, or of several launches `launch:cell`."""
+    """The launches of one paper; a template names a cell `cell`, or of several launches `launch:cell`.
+
+    A launch has the name of its spec; where two have one name, that of its folder
+    """
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.launches: dict[str, LaunchResults] = {}
-        for folder in folders:
-            launch = LaunchResults(folder.absolute())
-            if launch.name in self.launches:
+        often = Counter(unstamped(folder.absolute().name) for folder in folders)
+        for folder in map(Path.absolute, folders):
+            short = unstamped(folder.name)
+            name = short if often[short] == 1 else folder.name
+            if name in self.launches:
                 raise ConfigError(
-                    f"{folder}: a second launch called '{launch.name}'; cells of both would have one name. "
+                    f"{folder}: a second launch called '{name}'; cells of both would have one name. "
                     "Fill one paper from one of them"
                 )
-            self.launches[launch.name] = launch
+            self.launches[name] = LaunchResults(folder, name)
 
     def launch(self, name: str | None) -> LaunchResults:
         """By its name; the only one needs none."""

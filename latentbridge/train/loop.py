@@ -274,7 +274,7 @@ class _Loop:
     def _backward(self, terms: dict[str, LossTerm], step: int) -> dict[str, Tensor]:
         loss = _weighted_sum(terms, step)
         self.engine.backward(loss)
-        # without their graph: it would outlive this micro-batch, and its streams with it, which no record allows
+        # without their graph: while it lives, so do the streams of its gradients, and no record is taken
         told = {f"losses.{name}": term.value.detach() for name, term in terms.items()}
         return told | {"loss": loss.detach()}
 

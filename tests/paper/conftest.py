@@ -65,6 +65,11 @@ def launch(tmp_path) -> RoutingLaunch:
 
 
 @pytest.fixture
+def another(tmp_path):
+    return lambda name: RoutingLaunch(tmp_path / name)
+
+
+@pytest.fixture
 def worked(launch) -> RoutingLaunch:
     """The guide's example, balanced."""
     launch.cell("baseline", BASELINE)

@@ -406,3 +406,25 @@ def test_the_template_in_the_published_grammar_that_ships_can_be_filled(worked):
 
     assert all(f"figures/figure{number}_" in text for number in (1, 2, 3, 4))
     assert "| Dynamic | [4.156](#n" in text and "| [64.00](#n" in text
+
+
+def test_launches_of_one_name_are_told_apart_by_their_folders_and_compared_as_compare_does(worked, another):
+    later = another("demo_20261123_090000").cell("dynamic", DYNAMIC, shares=(0.48, 0.55))
+    both = Quote(Results([worked.path, later.path]), Trace())
+    cells = f"{later.path.name}:dynamic", f"{worked.path.name}:baseline", "val_nll"
+
+    assert both.outcome(*cells) == "won"
+    assert both.difference(*cells).text.startswith("-0.138 [")
+    assert "not stated before the run" in both.verdict(*cells)
+    with pytest.raises(ConfigError, match="no launch 'demo'"):
+        both.value("demo:dynamic", "val_nll")
+    with pytest.raises(ConfigError, match="a second launch called 'demo_20261122_101500'"):
+        Results([worked.path, worked.path])
+
+
+def test_cells_of_two_launches_with_other_seeds_are_not_compared(worked, another):
+    later = another("later_20261123_090000").cell("dynamic", DYNAMIC, seeds=(5, 6, 8))
+    both = Quote(Results([worked.path, later.path]), Trace())
+
+    with pytest.raises(ConfigError, match="seed"):
+        both.outcome("later:dynamic", "demo:baseline", "val_nll")

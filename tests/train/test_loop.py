@@ -134,7 +134,7 @@ def test_seed_fault_d1_training_goes_on_in_train_mode_after_every_evaluation(
 
 
 def test_no_micro_batch_s_graph_outlives_it(ranks: Any, toy: Any, tmp_path: Path) -> None:
-    """A recorded run of two micro-batches an update died in its record: the last one's graph held a stream."""
+    """Recorded runs of two micro-batches an update died in their record: the last graph held a stream."""
 
     class Watching(toy.Workload):  # type: ignore[misc, name-defined]
         held: list[Any] = []
