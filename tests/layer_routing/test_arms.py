@@ -60,14 +60,19 @@ def test_hybrids_are_matched_in_weights_where_the_published_ones_are_not():
 
 def test_every_arm_has_every_learning_rate_and_every_seed():
     """R, L: 1e-3 for one arm and 2e-3 for another, one seed each."""
-    arms_of = {"layer_routing": 7, "layer_routing_demo": 5, "hybrids": 13, "hybrids_matched": 13}
-    for name, count in arms_of.items():
+    grids = {
+        "layer_routing": (7, 4),
+        "layer_routing_demo": (5, 2),
+        "hybrids": (13, 2),
+        "hybrids_matched": (13, 2),
+    }
+    for name, (arms, different) in grids.items():
         _, cells = read_cells(ROOT / "configs" / f"{name}.yaml", [], ROOT)
         found = {(cell.cell.rpartition("_lr=")[0], cell.config.optim.lr, cell.config.seed) for cell in cells}
         names, rates, seeds = ({part[place] for part in found} for place in range(3))
 
-        assert (len(names), len(rates), len(seeds)) == (count, 2, 3)
-        assert len(found) == count * 2 * 3
+        assert (len(names), len(rates), len(seeds)) == (arms, different, 3)
+        assert len(found) == arms * different * 3
 
 
 def test_the_text_that_ships_is_enough_for_what_bases_evaluate(tmp_path):
