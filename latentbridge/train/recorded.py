@@ -45,13 +45,18 @@ class Recorded(Generic[T]):
     def _capture(self) -> torch.cuda.CUDAGraph:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
+        cause: Exception | None = None
         try:
             with torch.cuda.graph(graph):
-                self._found = self._work()
-        except Exception as error:
-            # what ends a broken capture hides its cause, and a run that is out of memory is to be cut smaller
-            if isinstance(error.__context__, torch.OutOfMemoryError):
-                raise error.__context__ from None
+                try:
+                    self._found = self._work()
+                except Exception as error:
+                    cause = error
+                    raise
+        except Exception:
+            # ending a broken capture raises once more, and hides why it broke
+            if cause is not None:
+                raise cause from None
             raise
         return graph
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 from latentbridge.errors import RunError
-from latentbridge.train.recorded import RecordedStep
+from latentbridge.train.recorded import Recorded, RecordedStep
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,31 @@ def test_a_batch_of_another_shape_is_refused() -> None:
     # one of a single number would fill all of the first
     with pytest.raises(RunError, match=r"ids has shape \(1,\), the first one's had \(3,\)"):
         step(Batch(torch.tensor([4]), 1))
+
+
+@pytest.mark.parametrize("cause", [RuntimeError("a stream that waits"), torch.OutOfMemoryError("full")])
+def test_what_broke_a_record_is_told_and_not_that_it_broke(monkeypatch, cause) -> None:
+    """A run that was out of memory was called an error, and not cut smaller; another's cause was lost."""
+
+    @contextmanager
+    def graph(made: object) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def work() -> None:
+        if len(calls) == 2:
+            raise cause
+        calls.append(1)
+
+    calls: list[int] = []
+    for name, stub in {"is_available": lambda: True, "synchronize": lambda: None, "graph": graph}.items():
+        monkeypatch.setattr(torch.cuda, name, stub)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    recorded = Recorded(work)
+    recorded()
+    recorded()
+
+    with pytest.raises(type(cause), match=str(cause)):
+        recorded()
