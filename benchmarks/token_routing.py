@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from reports import RESULTS, Report, card, milliseconds, peak_gib, spread
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from latentbridge.config import Origin, Tree, build
 from latentbridge.job import Run
@@ -51,6 +52,8 @@ from latentbridge.train.recorded import compiled
 ROOT = Path(__file__).parents[1]
 # tokens a second on one GPU as published: 16 windows of 1,024
 SEED = 46_900
+# tokens that the float32 reference reads at once
+PART = 16_384
 PARTS = ("convolution", "mixer", "whole", "train")
 PATTERNS = {
     "gdn": ["gdn"] * 4,
@@ -209,11 +212,28 @@ def differentiate(work: Callable[[], Tensor], x: Tensor, above: Tensor, mixer: n
     return torch.autograd.grad(work(), [x, *mixer.parameters()], above, allow_unused=True)
 
 
+class InParts(nn.Module):
+    """A gated-delta mixer that reads a text part by part: in float32 a token's graph takes a megabyte."""
+
+    def __init__(self, whole: nn.Module) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, x: Tensor, turns: Rotations | None) -> Tensor:
+        """x: (B, T, D), returns the same shape; the graph of one part is kept at a time."""
+        found, state = [], None
+        for part in x.split(PART, dim=1):
+            read, state = checkpoint(self.whole.prefill, part, state, use_reentrant=False)
+            found.append(read)
+        return torch.cat(found, dim=1)
+
+
 def exactly(mixer: RoutedMixer, x: Tensor, gates: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
     """What both mixers come to in float32, not compiled."""
     wide, given = deepcopy(mixer).float(), x.detach().float().requires_grad_()
     wide.gdn.rule = gated_delta_rule  # type: ignore[assignment]
     wide.gdn.convolution.convolve = convolve  # type: ignore[union-attr]
+    wide.gdn = InParts(wide.gdn)
     return with_gradient(lambda: wide(given, turns_of(mixer, x), Route(gates, None)), given, above.float())
 
 

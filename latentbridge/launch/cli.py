@@ -67,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument("--cluster", metavar="NAME", help="a profile of slurm/ (default: the spec's)")
     for flag, metavar, text in (
         ("--set", "KEY=VALUE", "override in every cell"),
-        ("--only", "PATTERN", "start these runs only; later, without it, the rest"),
-        ("--skip", "PATTERN", "start all runs but these"),
+        ("--only", "PATTERN", "start these runs or cells only; later, without it, the rest"),
+        ("--skip", "PATTERN", "start all runs or cells but these"),
     ):
         launch.add_argument(flag, metavar=metavar, action="append", default=[], help=text)
     launch.add_argument(

@@ -39,7 +39,7 @@ def launch(
     no_check: checks that its rehearsal leaves out
     """
     runs = plan.root / "runs"
-    skipped = find_skipped([cell.name for cell in plan.cells], only, skip)
+    skipped = find_skipped({cell.name: cell.cell for cell in plan.cells}, only, skip)
     is_first = folder is None and (is_new or find_launch(plan, runs) is None)
     plan, limits = _checked(plan, is_first)
     display.console.print(display.plan_table(plan))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from latentbridge.errors import ConfigError, LockedError, RunError, SchedulerError
@@ -23,19 +23,27 @@ MOST_NAMES = 12
 CANCELLED = "cancelled by `latentbridge cancel`"
 
 
-def find_skipped(names: Sequence[str], only: Sequence[str], skip: Sequence[str]) -> list[str]:
-    """The runs that patterns of names leave out; ConfigError if a pattern matches none."""
-    for pattern in (*only, *skip):
-        if not any(fnmatchcase(name, pattern) for name in names):
-            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-            raise ConfigError(
-                f"--only/--skip '{pattern}' matches no run; runs: {', '.join(names[:MOST_NAMES])}{more}"
-            )
+def find_skipped(cells: Mapping[str, str], only: Sequence[str], skip: Sequence[str]) -> list[str]:
+    """The runs that patterns leave out, of their names or of their cells'; ConfigError if one matches none.
+
+    cells: the cell of each run, by the run's name
+    """
+
+    def is_meant(name: str, pattern: str) -> bool:
+        return fnmatchcase(name, pattern) or fnmatchcase(cells[name], pattern)
 
     def is_wanted(name: str) -> bool:
-        chosen = not only or any(fnmatchcase(name, pattern) for pattern in only)
-        return chosen and not any(fnmatchcase(name, pattern) for pattern in skip)
+        chosen = not only or any(is_meant(name, pattern) for pattern in only)
+        return chosen and not any(is_meant(name, pattern) for pattern in skip)
 
+    names = list(cells)
+    for pattern in (*only, *skip):
+        if not any(is_meant(name, pattern) for name in names):
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            raise ConfigError(
+                f"--only/--skip '{pattern}' matches no run and no cell; runs: "
+                f"{', '.join(names[:MOST_NAMES])}{more}"
+            )
     return [name for name in names if not is_wanted(name)]
 
 

@@ -32,8 +32,15 @@ def phases(launch):
 
 
 def test_only_keeps_what_matches_and_skip_takes_from_it():
-    assert find_skipped(["a", "ab", "c"], only=["a*"], skip=["ab"]) == ["ab", "c"]
-    assert find_skipped(["a", "ab", "c"], only=[], skip=["a*"]) == ["a", "ab"]
+    cells = {"a": "a", "ab": "ab", "c": "c"}
+    assert find_skipped(cells, only=["a*"], skip=["ab"]) == ["ab", "c"]
+    assert find_skipped(cells, only=[], skip=["a*"]) == ["a", "ab"]
+
+
+def test_a_cell_means_its_runs_and_no_other_cell_s():
+    cells = {"a-s1": "a", "a-s2": "a", "ab-s1": "ab", "ab-s2": "ab"}
+    assert find_skipped(cells, only=["a"], skip=[]) == ["ab-s1", "ab-s2"]
+    assert find_skipped(cells, only=["a"], skip=["*-s2"]) == ["a-s2", "ab-s1", "ab-s2"]
 
 
 def test_the_last_choice_counts_and_none_means_all_but_what_was_cancelled(launch):
@@ -47,8 +54,8 @@ def test_the_last_choice_counts_and_none_means_all_but_what_was_cancelled(launch
 
 
 def test_a_pattern_that_matches_nothing_is_refused():
-    with pytest.raises(ConfigError, match="'abc' matches no run; runs: a, ab, c"):
-        find_skipped(["a", "ab", "c"], only=["a"], skip=["abc"])
+    with pytest.raises(ConfigError, match="'abc' matches no run and no cell; runs: a, ab, c"):
+        find_skipped({"a": "a", "ab": "ab", "c": "c"}, only=["a"], skip=["abc"])
 
 
 def test_what_has_ended_is_not_cancelled(launch):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "token_routing.py"
 LENGTHS = ("--lengths", "16", "24", "--small")
@@ -62,6 +63,22 @@ def test_what_is_wrong_or_fails_is_told_and_not_timed_and_the_rest_is(
 
     assert [name for _, name, _ in rows] == ["both", "softmax", "gdn", "routed, plain"]
     assert ["failed" in found for *_, found in rows] == [False, False, False, True]
+
+
+def test_the_reference_read_in_parts_is_the_whole_with_its_gradient(benchmark, monkeypatch):
+    """Of 98,304 tokens at once it would have taken more than a card has."""
+    module, _ = benchmark
+    torch.manual_seed(3)
+    gdn = module.GatedDeltaNet(12, 2, 8, 8)
+    mixer = module.RoutedMixer(gdn, module.CausalAttention(12, 2, False, 0.0))
+    x, above = torch.randn(2, 11, 12), torch.randn(2, 11, 12)
+    gates = torch.rand(2, 11, 2)
+    whole = module.exactly(mixer, x, gates, above)
+    monkeypatch.setattr(module, "PART", 4)
+    in_parts = module.exactly(mixer, x, gates, above)
+
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(whole, in_parts, strict=True))
+    assert whole[1].abs().min() > 0
 
 
 def test_an_unknown_part_is_refused(benchmark, capsys):
