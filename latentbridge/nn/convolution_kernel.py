@@ -19,11 +19,6 @@ _ROWS = 128
 _TRIED = ((128, 1), (256, 1), (256, 2), (512, 4))
 
 
-def runs(x: Tensor, taps: Tensor) -> bool:
-    """Whether the kernel takes these: four taps, in 16 bits or 32."""
-    return taps.shape[1] == _WIDTH and x.element_size() in (2, 4)
-
-
 def parts(x: Tensor) -> int:
     """Into how many sums of its rows the gradient of a tap is cut; x: (B, T, C)."""
     return x.shape[0] * ((x.shape[1] + _ROWS - 1) // _ROWS)

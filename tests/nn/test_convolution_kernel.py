@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +28,19 @@ def interpreted(monkeypatch):
     sys.modules.pop(KERNEL)
 
 
+@pytest.fixture
+def launches(interpreted, monkeypatch) -> list[str]:
+    """What is asked of the kernel, in order."""
+    asked: list[str] = []
+
+    def told(name: str, launch: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *given: asked.append(name) or launch(*given)
+
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(interpreted, name, told(name, getattr(interpreted, name)))
+    return asked
+
+
 def with_gradients(way, x: Tensor, taps: Tensor, above: Tensor) -> list[Tensor]:
     given = [x.clone().requires_grad_(), taps.clone().requires_grad_()]
     out = way(*given)
@@ -34,14 +49,14 @@ def with_gradients(way, x: Tensor, taps: Tensor, above: Tensor) -> list[Tensor]:
 
 # texts of less than four tokens, of one program, of one and a row, of three; channels of no whole block
 @pytest.mark.parametrize("shape", [(1, 1, 130), (2, 3, 5), (3, 128, 7), (1, 129, 3), (2, 300, 9)])
-def test_the_kernel_is_the_shifted_products_with_all_gradients(interpreted, shape):
+def test_the_kernel_is_the_shifted_products_with_all_gradients(launches, shape):
     generator = torch.Generator().manual_seed(4)
     x, above = (torch.randn(shape, generator=generator) for _ in range(2))
     taps = torch.randn(shape[2], 4, generator=generator)
-    assert interpreted.runs(x, taps)
     found = with_gradients(convolve_by_triton, x, taps, above)
     exact = with_gradients(convolve, x.double(), taps.double(), above)
 
+    assert launches == ["forward", "backward"]
     for by_kernel, expected in zip(found, exact, strict=True):
         assert torch.allclose(by_kernel.double(), expected, rtol=1e-4, atol=1e-4)
 
@@ -69,8 +84,21 @@ def test_a_text_in_parts_is_the_whole_at_once(interpreted):
     assert torch.equal(last, expected)
 
 
-def test_other_widths_are_the_shifted_products_own(interpreted):
-    x, taps = torch.randn(2, 5, 3), torch.randn(3, 2)
+def test_a_compiler_traces_it_without_a_break(launches):
+    generator = torch.Generator().manual_seed(7)
+    x, above = (torch.randn(2, 7, 5, generator=generator) for _ in range(2))
+    taps = torch.randn(5, 4, generator=generator)
+    traced = torch.compile(convolve_by_triton, backend="aot_eager", fullgraph=True)
+    found = with_gradients(traced, x, taps, above)
 
-    assert not interpreted.runs(x, taps)
+    assert launches == ["forward", "backward"]
+    for by_kernel, expected in zip(found, with_gradients(convolve, x, taps, above), strict=True):
+        assert torch.allclose(by_kernel, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(2, torch.float32), (4, torch.float64)])
+def test_other_widths_and_types_are_the_shifted_products_own(launches, width, dtype):
+    x, taps = torch.randn(2, 5, 3, dtype=dtype), torch.randn(3, width)
+
     assert torch.equal(convolve_by_triton(x, taps), convolve(x, taps))
+    assert not launches
