@@ -68,12 +68,14 @@ class ShortConvolution(nn.Module):
 
         returns (B, T, C), and the window of what comes next
         """
-        before = self.width - 1
+        before, length = self.width - 1, x.shape[1]
         if window is None:
-            out = self.convolve(x, self.taps)
-            return out, F.pad(x, (0, 0, max(before - x.shape[1], 0), 0))[:, -before:]
-        seen = torch.cat([window, x], dim=1)
-        return self.convolve(seen, self.taps)[:, before:], seen[:, -before:]
+            # cut first: a pad by nothing copies the whole text
+            last = F.pad(x[:, max(length - before, 0) :], (0, 0, max(before - length, 0), 0))
+            return self.convolve(x, self.taps), last
+        # a first window is of the taps' type, which need not be that of what is read
+        seen = torch.cat([window.to(x.dtype), x], dim=1)
+        return self.convolve(seen, self.taps)[:, before:], seen[:, length:]
 
 
 @torch.library.custom_op("latentbridge::short_convolution", mutates_args=())

@@ -49,3 +49,28 @@ def test_token_by_token_over_a_window_is_the_whole_at_once():
     whole, last = layer(x)
     assert torch.allclose(torch.cat(outs, dim=1), whole, atol=1e-6)
     assert torch.equal(window, last)
+
+
+def test_a_single_tap_has_an_empty_window():
+    torch.manual_seed(5)
+    layer, x = ShortConvolution(3, width=1), torch.randn(2, 5, 3)
+    out, window = layer(x)
+
+    assert torch.equal(out, F.silu(x * layer.taps[:, 0]))
+    assert window.shape == layer(x, window)[1].shape == (2, 0, 3)
+
+
+def test_what_is_read_in_16_bits_after_a_first_window_stays_in_16_bits():
+    layer, x = made()
+    first, window = layer(x[:, :2].bfloat16(), layer.start(2))
+    whole, _ = layer(x[:, :2].bfloat16())
+
+    assert layer.taps.dtype == torch.float32
+    assert first.dtype == window.dtype == torch.bfloat16
+    assert torch.equal(first, whole)
+
+
+def test_a_window_keeps_no_more_than_itself():
+    layer, x = made()
+
+    assert layer(x)[1].untyped_storage().nbytes() == 2 * 3 * 3 * 4
