@@ -129,7 +129,9 @@ class Quote:
         if launch is other:
             return launch.verdict(ours.name, theirs.name, metric)
         sides = [f"{other.folder}:{theirs.name}", f"{launch.folder}:{ours.name}"]
-        return Found(compare(sides, [metric]).seeds[0].verdict, stated=False)
+        verdict = compare(sides, [metric]).seeds[0].verdict
+        measured(ours, metric)  # refuses a pattern, of which `compare` finds the first that fits
+        return Found(verdict, stated=False)
 
     def _measured(self, cell: str, metric: str) -> tuple[CellRecords, Metric, str, list[Source]]:
         launch, records = self.results.cell(cell)

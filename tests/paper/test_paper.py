@@ -428,3 +428,11 @@ def test_cells_of_two_launches_with_other_seeds_are_not_compared(worked, another
 
     with pytest.raises(ConfigError, match="seed"):
         both.outcome("later:dynamic", "demo:baseline", "val_nll")
+
+
+def test_a_pattern_is_no_metric_of_cells_of_two_launches(worked, another):
+    later = another("later_20261123_090000").cell("dynamic", DYNAMIC)
+    both = Quote(Results([worked.path, later.path]), Trace())
+
+    with pytest.raises(ConfigError, match=r"dynamic has no metric 'val_\*'"):
+        both.outcome("later:dynamic", "demo:baseline", "val_*")
