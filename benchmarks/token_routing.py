@@ -117,8 +117,9 @@ def convolutions(
     """Those of query, key and value of a mixer together; the floor is the card's bandwidth."""
     channels, length = 3 * options.heads * options.gdn_width, min(options.lengths)
     shape = options.tokens // length, length, channels
-    given = [torch.randn(*size, device=device, dtype=dtype) for size in (shape, (channels, 4), shape)]
-    *given, above = (x.requires_grad_() for x in given)
+    sizes = shape, (channels, 4)
+    given = [torch.randn(*size, device=device, dtype=dtype).requires_grad_() for size in sizes]
+    above = torch.randn(*shape, device=device, dtype=dtype)
     report.table("convolution", "forward ms", "forward and backward ms", "GB/s of 5 passes over rows")
     for name, way in {"torch, compiled": compiled(convolve), "as runs do": kernels.convolve}.items():
         with report.attempt(name):

@@ -128,10 +128,14 @@ class Quote:
         other, theirs = self.results.cell(baseline)
         if launch is other:
             return launch.verdict(ours.name, theirs.name, metric)
-        sides = [f"{other.folder}:{theirs.name}", f"{launch.folder}:{ours.name}"]
-        verdict = compare(sides, [metric]).seeds[0].verdict
-        measured(ours, metric)  # refuses a pattern, of which `compare` finds the first that fits
-        return Found(verdict, stated=False)
+        # refuses a pattern, of which `compare` finds the first that fits
+        measured(ours, metric)
+        report = compare([f"{other.folder}:{theirs.name}", f"{launch.folder}:{ours.name}"], [metric])
+        if report.unsure:
+            raise ConfigError(
+                f"{cell} and {baseline} are not compared in a paper: {'; '.join(report.unsure)}"
+            )
+        return Found(report.seeds[0].verdict, stated=False)
 
     def _measured(self, cell: str, metric: str) -> tuple[CellRecords, Metric, str, list[Source]]:
         launch, records = self.results.cell(cell)

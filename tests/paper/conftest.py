@@ -44,13 +44,13 @@ class RoutingLaunch:
                     log = {"step": step, "elapsed_s": 60 * minutes * step / 20, "tokens_per_s": rate}
                     append_jsonl(folder.train_log, log | {"losses": losses})
             folder.mark("DONE", {})
-            number = len(self.runs)
             self.runs.append(
                 {
                     "name": folder.name,
                     "cell": name,
                     "seed": seed,
-                    "id": f"{number:012x}",
+                    # the same experiment in another launch has it too
+                    "id": folder.name.rjust(12, "0"),
                     "folder": folder.name,
                 }
             )

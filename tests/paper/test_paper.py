@@ -247,7 +247,7 @@ def test_every_number_is_traced_to_run_id_file_and_hash(template, worked):
     (number,) = filled.quote.trace.numbers
 
     assert filled.markdown.startswith("[4.156](#n1)")
-    assert [source.id for source in number.sources] == [f"{place:012x}" for place in (3, 4, 5)]
+    assert [source.id for source in number.sources] == [f"00dynamic-s{seed}" for seed in (5, 6, 7)]
     data = (worked.path / "dynamic-s5/metrics.jsonl").read_bytes()
     assert number.sources[0].sha256 == hashlib.sha256(data).hexdigest()
     assert number.sources[0].file == f"{worked.path.name}/dynamic-s5/metrics.jsonl"
@@ -343,7 +343,7 @@ def test_the_command_writes_a_paper_or_tells_of_one_number(template, worked, tmp
     with pytest.raises(SystemExit):
         main([*argv, "--trace", "n1"])
     out = capsys.readouterr().out
-    assert "n1: 4.156" in out and "run 000000000004 demo_20261122_101500/dynamic-s6/metrics.jsonl" in out
+    assert "n1: 4.156" in out and "run 00dynamic-s6 demo_20261122_101500/dynamic-s6/metrics.jsonl" in out
 
 
 def test_a_bad_template_is_exit_code_2_and_writes_nothing(template, worked, tmp_path, capsys):
@@ -436,3 +436,11 @@ def test_a_pattern_is_no_metric_of_cells_of_two_launches(worked, another):
 
     with pytest.raises(ConfigError, match=r"dynamic has no metric 'val_\*'"):
         both.outcome("later:dynamic", "demo:baseline", "val_*")
+
+
+def test_one_experiment_that_ran_in_two_launches_is_not_compared_with_itself(worked, another):
+    again = another("demo_20261123_090000").cell("baseline", BASELINE, spread=0.02)
+    both = Quote(Results([worked.path, again.path]), Trace())
+
+    with pytest.raises(ConfigError, match=r"not compared in a paper: .*one experiment"):
+        both.outcome(f"{again.path.name}:baseline", f"{worked.path.name}:baseline", "val_nll")
