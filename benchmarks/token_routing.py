@@ -1,6 +1,6 @@
 """What does routing save? python benchmarks/token_routing.py [PART ...]   (one GPU, 2 min; --small: a CPU)
 
-`convolution`: the short convolutions of a mixer, by torch's compiler and as runs do. `mixer`: one mixer, of
+`convolution`: a mixer's short convolutions, by torch's compiler and by our kernel. `mixer`: one mixer, of
 all tokens: gated delta, softmax attention, both for every token, and routed with half of the tokens each at
 random places, read by blocks and by attention of all places. Compiled, as training is: some minutes more.
 Forward, and forward and backward; first routed is held against both in float32.
@@ -121,7 +121,10 @@ def convolutions(
     given = [torch.randn(*size, device=device, dtype=dtype).requires_grad_() for size in sizes]
     above = torch.randn(*shape, device=device, dtype=dtype)
     report.table("convolution", "forward ms", "forward and backward ms", "GB/s of 5 passes over rows")
-    for name, way in {"torch, compiled": compiled(convolve), "as runs do": kernels.convolve}.items():
+    works = {"torch, compiled": compiled(convolve)}
+    if kernels.convolve is not convolve:
+        works["our kernel"] = kernels.convolve
+    for name, way in works.items():
         with report.attempt(name):
             forward = milliseconds(partial(way, *given), options.rounds)
             both = milliseconds(partial(convolved, way, given, above), options.rounds)

@@ -1,14 +1,19 @@
-"""enwik8, the first 100,000,000 bytes of a dump of Wikipedia, cut as the texts of our results on it were."""
+"""enwik8, the first 100,000,000 bytes of a dump of Wikipedia, cut as the texts of our results on it were.
+
+It is to be had at mattmahoney.net/dc/enwik8.zip.
+"""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from latentbridge.errors import RunError
+from latentbridge.rundir import write_atomic
 
 SIZE = 100_000_000
 # from a line's start to a line's end
@@ -27,10 +32,10 @@ def cut(path: Path, folder: Path) -> Iterator[str]:
     """
     try:
         text = _read(path)
-    except (OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, KeyError) as error:
         raise RunError(f"{path} cannot be read: {error}") from None
     if len(text) != SIZE:
-        raise RunError(f"{path} has {len(text):,} bytes of text, enwik8 has {SIZE:,}")
+        raise RunError(f"{path} has {len(text):,} bytes of text, enwik8 has {SIZE:,}: fetch it anew")
     for name, part in PARTS.items():
         if hashlib.sha256(text[part]).hexdigest() != SHA256[name]:
             raise RunError(f"{path} is as long as enwik8, and its {name} part another text")
@@ -38,7 +43,7 @@ def cut(path: Path, folder: Path) -> Iterator[str]:
     for name, part in PARTS.items():
         made = folder / f"enwik8_{name}.txt.gz"
         # without a time, so that the same text gives the same bytes
-        made.write_bytes(gzip.compress(text[part], 9, mtime=0))
+        write_atomic(made, gzip.compress(text[part], 9, mtime=0))
         yield f"{made}: {len(text[part]):,} bytes of text"
 
 

@@ -56,7 +56,7 @@ class Recorded(Generic[T]):
         except Exception:
             # ending a broken capture raises once more, and hides why it broke
             if cause is not None:
-                raise cause from None
+                raise cause from cause.__cause__
             raise
         return graph
 

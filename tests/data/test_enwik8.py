@@ -56,3 +56,11 @@ def test_another_text_is_refused_and_nothing_is_written(tmp_path, content, said)
         list(enwik8.cut(path, tmp_path / "text"))
 
     assert not (tmp_path / "text").exists()
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-9], lambda packed: packed[:12] + b"\xff" * 9])
+def test_a_damaged_file_is_told_as_that(tmp_path, damage):
+    path = tmp_path / "enwik8.gz"
+    path.write_bytes(damage(gzip.compress(TEXT)))
+    with pytest.raises(RunError, match=r"enwik8\.gz cannot be read"):
+        list(enwik8.cut(path, tmp_path / "text"))

@@ -45,7 +45,7 @@ def test_a_batch_of_another_shape_is_refused() -> None:
 
 @pytest.mark.parametrize("cause", [RuntimeError("a stream that waits"), torch.OutOfMemoryError("full")])
 def test_what_broke_a_record_is_told_and_not_that_it_broke(monkeypatch, cause) -> None:
-    """A run that was out of memory was called an error, and not cut smaller; another's cause was lost."""
+    """Of a stream that could not be recorded nothing was told but that the record had broken."""
 
     @contextmanager
     def graph(made: object) -> Iterator[None]:
