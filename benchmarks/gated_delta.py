@@ -20,14 +20,14 @@ import torch
 from reports import RESULTS, Report, card, milliseconds, peak_gib, spread
 from torch import Tensor
 
-from latentbridge.nn.backend import TOLERANCE
+from latentbridge.nn.backend import TOLERANCE, with_gradients
 from latentbridge.nn.gated_delta import gated_delta_rule, recurrent_gated_delta
 from latentbridge.nn.gated_delta_backend import (
     choose_backend,
     error_of,
+    output_of,
     random_tokens,
     rule_of,
-    with_gradients,
 )
 from latentbridge.nn.gated_deltanet import Rule
 from latentbridge.train.recorded import Recorded, compiled
@@ -176,7 +176,7 @@ def make_work(
     device, dtype = torch.device(options.device), getattr(torch, options.dtype)
     given = random_tokens((*shape, options.heads), widths, device, dtype)
     above = torch.randn(given[2].shape, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    return lambda: with_gradients(rule, given, above)
+    return lambda: with_gradients(output_of(rule), given, above)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ all tokens: gated delta, softmax attention, both for every token, and routed wit
 random places, read by blocks and by attention of all places. Compiled, as training is: some minutes more.
 Forward, and forward and backward; first routed is held against both in float32.
 `whole`: a prefill of whole models, then tokens one by one, and the bytes they keep. `train`: the published
-baseline in the package's own loop, and routed, all recorded. Each line is in benchmarks/results at once; what
-fails is told, the rest is measured, and the exit code is 1.
+baseline in the package's own loop, routed, and a hybrid of twelve layers, recorded (--arms: some). Seconds
+hold what is compiled: all of it for the first arm, where the folders that TORCHINDUCTOR_CACHE_DIR and
+TRITON_CACHE_DIR name are new. Each line is in benchmarks/results at once; what fails is told, the rest is
+measured, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from copy import copy, deepcopy
 from functools import partial
@@ -28,11 +31,11 @@ from torch.utils.checkpoint import checkpoint
 from latentbridge.config import Origin, Tree, build
 from latentbridge.job import Run
 from latentbridge.launch.spec import read_base
-from latentbridge.layer_routing.config import LayerRoutingConfig
+from latentbridge.layer_routing.config import HYBRIDS, LayerRoutingConfig
 from latentbridge.layer_routing.model import Kernels, build_model
 from latentbridge.layer_routing.train import LayerRoutingLm
 from latentbridge.metric import Metric
-from latentbridge.nn.backend import TOLERANCE
+from latentbridge.nn.backend import TOLERANCE, with_gradients
 from latentbridge.nn.decoder import CausalAttention, Rotations
 from latentbridge.nn.gated_delta import gated_delta_rule
 from latentbridge.nn.gated_delta_backend import choose_backend, rule_of
@@ -41,7 +44,6 @@ from latentbridge.nn.layer_routing import Route, RoutedMixer
 from latentbridge.nn.rope import rotations
 from latentbridge.nn.short_convolution import convolve
 from latentbridge.nn.short_convolution_backend import choose_convolution, convolution_of
-from latentbridge.nn.short_convolution_backend import with_gradients as convolved
 from latentbridge.nn.sorted_attention import Reader, plain
 from latentbridge.nn.sorted_attention_backend import LONG, choose_reader, reader_of
 from latentbridge.nn.takers import find_takers
@@ -60,6 +62,13 @@ PATTERNS = {
     "softmax": ["softmax"] * 4,
     "baseline": ["gdn", "gdn", "gdn", "softmax"],
     "routed": ["gdn", "routed", "routed", "softmax"],
+}
+# of `train`: what reads, and what is set
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "baseline": ("baseline", {}),
+    "routed_sparse": ("routed", {}),
+    "routed_dense": ("routed", {"routing.compute": "dense"}),
+    "softmax_17": ("softmax_17", {"train.batch_size": 4, "train.micro_batch_size": 4}),
 }
 
 
@@ -98,6 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--gdn-width", type=int, help="K and V of gated delta's heads (256; small: 16)")
     parser.add_argument("--lengths", type=int, nargs="+", help="(1024 4096 16384 32768; small: 64 128)")
     parser.add_argument("--share", type=float, default=0.5, help="of tokens that take softmax (0.5)")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="of train (all)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder")
     options = parser.parse_args()
     if unknown := [part for part in options.parts if part not in PARTS]:
@@ -127,7 +137,7 @@ def convolutions(
     for name, way in works.items():
         with report.attempt(name):
             forward = milliseconds(partial(way, *given), options.rounds)
-            both = milliseconds(partial(convolved, way, given, above), options.rounds)
+            both = milliseconds(partial(with_gradients, way, given, above), options.rounds)
             moved = 5 * above.numel() * above.element_size() / statistics.median(both) / 1e6
             report.row(name, spread(forward), spread(both), f"{moved:,.0f}")
 
@@ -267,7 +277,10 @@ def config(options: argparse.Namespace, pattern: str, **changes: Any) -> LayerRo
     """Of the published arms; small: of the demo's."""
     here = Origin("benchmark", 0)
     base = "layer_routing/demo" if options.small else "layer_routing/base"
-    settings = {"mixers": PATTERNS[pattern], **changes}
+    settings = {"mixers": PATTERNS.get(pattern, pattern), **changes}
+    if pattern in HYBRIDS:
+        base = base.replace("base", "hybrids")
+        settings["model.layers"] = 12
     if pattern == "softmax":
         # there is no table to be so wide
         settings["gdn"] = {"key_width": 64, "value_width": 64}
@@ -307,12 +320,7 @@ def trained(
     options: argparse.Namespace, report: Report, device: torch.device, dtype: torch.dtype, kernels: Kernels
 ) -> None:
     """Updates of the published size in the package's own loop, of which the first compile."""
-    report.table("arm", "tokens/s", "lowest to highest", "x seed", "mfu", "peak GiB", "loss")
-    arms: dict[str, tuple[str, dict[str, Any]]] = {
-        "baseline": ("baseline", {}),
-        "routed, sparse": ("routed", {}),
-        "routed, dense": ("routed", {"routing.compute": "dense"}),
-    }
+    report.table("arm", "tokens/s", "lowest to highest", "x seed", "mfu", "peak GiB", "loss", "s in all")
     steps = {
         "train.recorded": True,
         "train.steps": 6 if options.small else 60,
@@ -320,16 +328,19 @@ def trained(
     }
     steps |= {"train.eval_every": 1000, "train.checkpoint_every": 1000}
     with tempfile.TemporaryDirectory() as folder:
-        for name, (pattern, changes) in arms.items():
+        for name in options.arms:
+            pattern, changes = ARMS[name]
             torch._dynamo.reset()
             with report.attempt(name):
+                started = time.perf_counter()
                 changed = config(options, pattern, **{"train.precision": "bf16"}, **steps, **changes)
-                records = train_arm(changed, Path(folder) / "launch" / name.replace(", ", "_"))
+                records = train_arm(changed, Path(folder) / "launch" / name)
                 # the first records hold compilation
                 rates = sorted(record["tokens_per_s"] for record in records[len(records) // 3 :])
                 rate, last = statistics.median(rates), records[-1]
-                seed = "" if options.small else f"{rate / SEED:.2f}"
+                seed = "" if options.small or pattern in HYBRIDS else f"{rate / SEED:.2f}"
                 told = [f"{last[key]:.3f}" if key in last else "" for key in ("mfu", "peak_gib", "loss")]
+                told += [f"{time.perf_counter() - started:.0f}"]
                 report.row(name, f"{rate:,.0f}", f"{rates[0]:,.0f} to {rates[-1]:,.0f}", seed, *told)
 
 

@@ -43,6 +43,12 @@ def verdict(kernel: str, error: Callable[[], float]) -> tuple[bool, str]:
     return True, f"{kernel} is off by {found:.1e}"
 
 
+def with_gradients(way: Callable[..., Tensor], given: Sequence[Tensor], above: Tensor) -> list[Tensor]:
+    """The output, and the gradients to all that was given; above: what the output's is."""
+    out = way(*given)
+    return [out.detach(), *torch.autograd.grad(out, list(given), above.to(out.dtype))]
+
+
 def largest_error(found: Sequence[Tensor], exact: Sequence[Tensor]) -> float:
     """Relative, of several tensors; nan if one is."""
     errors = [(a.double() - b).norm() / b.norm() for a, b in zip(found, exact, strict=True)]

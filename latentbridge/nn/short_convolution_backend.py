@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from latentbridge.nn.backend import Backend, against_kernels, largest_error, verdict
+from latentbridge.nn.backend import Backend, against_kernels, largest_error, verdict, with_gradients
 from latentbridge.nn.short_convolution import Convolve, convolve, convolve_by_triton
 
 
@@ -35,9 +34,3 @@ def error_of(way: Convolve, device: torch.device, dtype: torch.dtype) -> float:
     exact = [x.detach().double().requires_grad_() for x in given]
     above = torch.randn(*shapes[0], generator=generator).to(device, dtype)
     return largest_error(with_gradients(way, given, above), with_gradients(convolve, exact, above))
-
-
-def with_gradients(way: Convolve, given: list[Tensor], above: Tensor) -> list[Tensor]:
-    """The output, and the gradients to rows and taps."""
-    out = way(*given)
-    return [out.detach(), *torch.autograd.grad(out, given, above.to(out.dtype))]

@@ -28,8 +28,18 @@ Reader = Callable[[Tensor, Tensor, Tensor, Takers], Tensor]
 BLOCK = 128
 # places whose queries are read together by `plain`
 STRETCH = 512
-# of torch's own, 128 by 64, the forward takes 2.3 times as long with such masks (H200, heads of 64)
+# of torch's own, 128 by 64, the forward takes 1.4 to 2.5 times as long with such masks (H200, heads of 64)
 TILES: Any = {"BLOCK_M": 64, "BLOCK_N": 64}
+# of heads so wide alone, backward: with torch's own it takes 1.1 times as long; wider ones would not fit
+_MEASURED = 64
+TILES_BACKWARD: Any = {
+    "bwd_BLOCK_M1": 32,
+    "bwd_BLOCK_N1": 128,
+    "bwd_BLOCK_M2": 128,
+    "bwd_BLOCK_N2": 32,
+    "bwd_num_stages": 3,
+    "bwd_num_warps": 4,
+}
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, takers: Takers) -> Tensor:
@@ -80,7 +90,8 @@ def flexed(query: Tensor, key: Tensor, value: Tensor, takers: Takers) -> Tensor:
     rows = query, key.flatten(0, 1), value.flatten(0, 1)
     asked, keys, values = (part.transpose(0, 1)[None] for part in rows)  # (1, H, N, D/H) each
     mask = readable(takers, key.shape[1])
-    return flex_attention(asked, keys, values, block_mask=mask, kernel_options=TILES)[0].transpose(0, 1)
+    tiles = TILES | (TILES_BACKWARD if query.shape[-1] == _MEASURED else {})
+    return flex_attention(asked, keys, values, block_mask=mask, kernel_options=tiles)[0].transpose(0, 1)
 
 
 def readable(takers: Takers, length: int, block: int = BLOCK) -> BlockMask:
