@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentbridge.nn.head import Head
+from latentbridge.nn.layers import Layers
 from latentbridge.nn.norm import RMSNorm
 from latentbridge.nn.rope import rotate, rotations
 from latentbridge.nn.sorted_attention import Reader, plain
@@ -203,7 +204,7 @@ class Decoder(nn.Module):
             made.start(init_std)
             return made
 
-        self.blocks = nn.ModuleList()
+        self.blocks = Layers()
         for layer in range(layers):
             mixer = (make_mixer or attention)(layer)
             norms = make_norm(dim), make_norm(dim)

@@ -107,7 +107,9 @@ class TorchEngine(Engine):
             self.wide = WideAdamW(with_settings(groups, self.settings), optim.betas)
             self.optimizer = self.wide  # type: ignore[assignment]
         self.gradients: list[Tensor] = []
-        if self.accumulation > 1:
+        if self.accumulation > 1 and self.wide is not None:
+            self.gradients = self.wide.make_sums()
+        elif self.accumulation > 1:
             self.gradients = [torch.zeros_like(p, dtype=torch.float32) for p in self.parameters]
         self._step = Recorded(self._clip_and_step) if train.recorded else self._clip_and_step
 

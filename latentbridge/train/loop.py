@@ -19,7 +19,7 @@ from latentbridge.train.engine import build_engine
 from latentbridge.train.first_minute import FIRST_MINUTE, Weighable, first_minute
 from latentbridge.train.flops import Counted, utilisation
 from latentbridge.train.optim import lr_factor
-from latentbridge.train.recorded import RecordedStep, compiled
+from latentbridge.train.recorded import RecordedStep, compiled_model
 from latentbridge.train.seeding import SampleOrder, reseed
 from latentbridge.train.stopping import StopPoll
 from latentbridge.train.tally import Tally
@@ -182,7 +182,7 @@ class _Loop:
         self.state = _State(evaluated=not config.train.eval_at_start)
         self.tally = Tally()
         self.stop = StopPoll(run)
-        self.model = compiled(self.engine.module) if config.train.recorded else self.engine.module
+        self.model = compiled_model(self.engine.module) if config.train.recorded else self.engine.module
         self.recorded = self._record() if config.train.recorded else None
         self.saved_step = -1
         # weights and what is told of them, see `_save`

@@ -63,8 +63,8 @@ def test_every_arm_has_every_learning_rate_and_every_seed():
     grids = {
         "layer_routing": (7, 4),
         "layer_routing_demo": (5, 2),
-        "hybrids": (13, 2),
-        "hybrids_matched": (13, 2),
+        "hybrids": (13, 3),
+        "hybrids_matched": (13, 3),
     }
     for name, (arms, different) in grids.items():
         _, cells = read_cells(ROOT / "configs" / f"{name}.yaml", [], ROOT)

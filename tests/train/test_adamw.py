@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from latentbridge.errors import RunError
 from latentbridge.train.adamw import WideAdamW
 from latentbridge.train.muon import MuonAdamW
 from latentbridge.train.wide import join
@@ -77,6 +79,81 @@ def test_a_loaded_state_goes_on_bit_for_bit() -> None:
             second.load_state_dict(copy.deepcopy(first.state_dict()))
 
     for one, other in zip(_masters(first), _masters(second), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_weights_and_states_lie_where_they_lay_after_an_update_and_a_load() -> None:
+    """A compiled or recorded update goes on reading there, whatever a module or an optimiser says since."""
+    optimizer = WideAdamW(_groups(_weights()), betas=(0.9, 0.98))
+
+    def places() -> list[int]:
+        states = [optimizer.state[weight] for weight in optimizer.weights]
+        return [
+            tensor.data_ptr()
+            for weight, state in zip(optimizer.weights, states, strict=True)
+            for tensor in (weight, *state.values())
+        ]
+
+    before = places()
+    optimizer.prepare()
+    optimizer.apply(_gradients(0), torch.tensor(1.0))
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+    assert places() == before
+    # of one group, in one piece, each on a line of its own
+    first, second, third = (weight.data_ptr() for weight in optimizer.weights)
+    assert second - first == 64 * 2
+    assert (first % 64, second % 64, third % 64) == (0, 0, 0)
+
+
+def test_a_weight_that_was_taken_elsewhere_is_told_and_not_left_as_it_is() -> None:
+    weights = _weights()
+    optimizer = WideAdamW(_groups(weights), betas=(0.9, 0.98))
+    weights[0].data = weights[0].data.clone()
+
+    with pytest.raises(RunError, match="no update would reach it"):
+        optimizer.prepare()
+
+
+def test_a_state_of_another_shape_is_not_spread_over_a_weight() -> None:
+    optimizer = WideAdamW(_groups(_weights()), betas=(0.9, 0.98))
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["exp_avg"] = state["state"][0]["exp_avg"][:1]
+
+    with pytest.raises(RuntimeError, match="shape"):
+        optimizer.load_state_dict(state)
+
+
+def test_sums_of_gradients_are_read_where_they_were_made_and_not_rounded() -> None:
+    plain, wide = _weights(), _weights()
+    reference = torch.optim.AdamW(_groups(plain), betas=(0.9, 0.98))
+    optimizer = WideAdamW(_groups(wide), betas=(0.9, 0.98))
+    sums = optimizer.make_sums()
+
+    for step in range(3):
+        torch._foreach_zero_(sums)
+        for micro_batch in range(5):
+            torch._foreach_add_(sums, [g.float() for g in _gradients(5 * step + micro_batch)])
+        for weight, gradient in zip(plain, sums, strict=True):
+            weight.grad = gradient * 0.2
+        reference.step()
+        optimizer.prepare()
+        optimizer.apply(sums, torch.tensor(0.2))
+
+    for weight, master in zip(plain, _masters(optimizer), strict=True):
+        torch.testing.assert_close(master, weight.data, rtol=2e-6, atol=2e-6)
+    assert [piece.gradients.dtype for piece in optimizer._pieces if piece] == [torch.float32] * 2
+
+
+def test_a_gradient_that_lies_otherwise_is_laid_as_its_weight() -> None:
+    straight, turned = (WideAdamW(_groups(_weights()), betas=(0.9, 0.98)) for _ in range(2))
+    gradients = _gradients(3)
+    for optimizer in (straight, turned):
+        optimizer.prepare()
+    straight.apply(gradients, torch.tensor(1.0))
+    turned.apply([gradients[0].T.contiguous().T, *gradients[1:]], torch.tensor(1.0))
+
+    for one, other in zip(_masters(straight), _masters(turned), strict=True):
         assert torch.equal(one, other)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from latentbridge.rundir import RunDir, read_json, read_jsonl, write_json
-from latentbridge.train import loop
+from latentbridge.train import loop, recorded
 from latentbridge.train.first_minute import FIRST_MINUTE
 from latentbridge.train.loop import LossTerm
 
@@ -183,7 +183,7 @@ def test_what_is_compiled_is_weighed_as_it_will_run(
         def evaluate_heaviest(self, model: nn.Module) -> None:
             model(self.inputs.bfloat16())
 
-    monkeypatch.setattr(loop, "compiled", Compiled)
+    monkeypatch.setattr(recorded, "compiled", Compiled)
     config = toy.make_config(engine="torch", precision="bf16", recorded=True)
     ranks(toy.run, tmp_path / "run", config, Fixed(), world_size=1)
 

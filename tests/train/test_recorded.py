@@ -6,10 +6,15 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentbridge.errors import RunError
-from latentbridge.train.recorded import Recorded, RecordedStep
+from latentbridge.nn.layers import Layers
+from latentbridge.train import recorded
+from latentbridge.train.recorded import Recorded, RecordedStep, compiled_model
+
+# torch's compiler asks activations for what only weights have
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 
 
 @dataclass(frozen=True)
@@ -69,3 +74,112 @@ def test_what_broke_a_record_is_told_and_not_that_it_broke(monkeypatch, cause) -
 
     with pytest.raises(type(cause), match=str(cause)):
         recorded()
+
+
+class Layer(nn.Module):
+    def __init__(self, kind: type[nn.Module], width: int) -> None:
+        super().__init__()
+        self.inner, self.kind, self.dropout = nn.Linear(width, width), kind(), nn.Dropout(0.25)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.dropout(self.kind(self.inner(x)))
+        return out
+
+
+class Deep(nn.Module):
+    """Layers of two kinds, between an embedding and a head; told apart from what it is a part of."""
+
+    def __init__(self, layers: int, width: int = 6) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(11, width), nn.LayerNorm(width)
+        self.blocks = Layers(Layer((nn.GELU, nn.Tanh)[n % 3 == 2], width) for n in range(layers))
+        self.head = nn.Linear(width, 11)
+        # not called as modules
+        self.lines = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(9))
+        self.register_module("missing", None)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        for line in self.lines:
+            assert isinstance(line, nn.Linear)
+            x = x + nn.functional.linear(x, line.weight)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.head(self.norm(x))
+        return out
+
+
+class Outer(nn.Module):
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.inner = Deep(layers)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.inner(ids).square().sum()
+        return out
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[object]]:
+    """What a compiler was given, each graph of it; it runs them as they are."""
+    given: list[object] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> object:
+        given.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(
+        recorded, "compiled", lambda work: torch.compile(work, dynamic=False, backend=backend)
+    )
+    torch._dynamo.reset()
+    yield given
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("layers", [7, 13])
+def test_of_a_deep_model_a_compiler_is_given_each_kind_of_layer_once(
+    graphs: list[object], layers: int
+) -> None:
+    torch.manual_seed(3)
+    model = Outer(layers)
+    made = compiled_model(model)
+    ids = torch.randint(11, (4, 9))
+    found = []
+    for way in (model, made):
+        torch.manual_seed(5)
+        loss = way(ids)
+        found.append([loss, *torch.autograd.grad(loss, list(model.parameters()))])
+
+    # two kinds of layers; embedding, norm and head
+    assert len(graphs) == 5
+    for plain, by_parts in zip(*found, strict=True):
+        assert torch.equal(plain, by_parts)
+    assert {*made.parameters()} == {*model.parameters()}
+    assert type(model.inner.blocks[0]) is Layer
+
+
+def test_a_model_of_few_layers_is_compiled_as_a_whole(graphs: list[object]) -> None:
+    model = Outer(6)
+    compiled_model(model)(torch.randint(11, (4, 9)))
+
+    assert len(graphs) == 1
+
+
+def test_layers_in_evaluation_are_so_when_compiled_by_parts(graphs: list[object]) -> None:
+    model = Outer(8)
+    made, ids = compiled_model(model), torch.randint(11, (4, 9))
+    model.train()
+    assert made(ids) != made(ids)
+    model.eval()
+    assert made(ids) == made(ids) == model(ids)
+
+
+def test_layers_that_are_all_unlike_are_all_compiled(graphs: list[object]) -> None:
+    """Beyond eight kinds torch's compiler would run the others as they are, with a warning."""
+    model = Outer(12)
+    for width, block in enumerate(model.inner.blocks, start=1):
+        block.dropout.p = width / 100
+    made = compiled_model(model)
+    made(torch.randint(11, (4, 9)))
+
+    assert len(graphs) == 12 + 3
