@@ -27,14 +27,20 @@ def torchrun_command(
     node: int = 0,
     head: str = "127.0.0.1",
     port: int | None = None,
+    scratch: str | None = None,
 ) -> list[str]:
-    """argv that starts this node's ranks of a run; port None (dry run): torchrun picks one itself."""
+    """argv that starts this node's ranks of a run; port None (dry run): torchrun picks one itself.
+
+    scratch: a folder for what torchrun writes beside what ranks say; None: it makes one, and leaves it behind
+    """
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={resources.gpus_per_node}"]
     if port is None and resources.nodes == 1:
         command.append("--standalone")
     else:
         command += [f"--nnodes={resources.nodes}", f"--node-rank={node}"]
         command += [f"--master-addr={head}", f"--master-port={port or 'PORT'}"]
+    if scratch is not None:
+        command.append(f"--log-dir={scratch}")
     return [*command, f"--signals-to-handle={HANDLED_SIGNALS}", str(job), "--config", str(config)]
 
 

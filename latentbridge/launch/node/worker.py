@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
@@ -248,18 +249,20 @@ class Worker:
             # no second node here: the same ranks, side by side on this machine
             total = resources.nodes * (resources.gpus_per_node or 1)
             resources = resources.model_copy(update={"nodes": 1, "gpus_per_node": total})
-        command = torchrun_command(
-            self.launch.code / "jobs" / f"{self.run.job}.py",
-            self.folder.config,
-            resources,
-            node=self.node,
-            head=opened["head"],
-            port=opened["port"],
-        )
         variables = child_environment(self.launch.cluster, self.launch.code, self.threads)
         variables[ATTEMPT_VARIABLE] = str(attempt)
         ranks = Ranks(self.folder, attempt, self.node, self.launch.hang_timeout_s)
-        return ranks.run(command, variables, lambda: self._stop_by(attempt))
+        with tempfile.TemporaryDirectory(prefix="torchrun_", ignore_cleanup_errors=True) as scratch:
+            command = torchrun_command(
+                self.launch.code / "jobs" / f"{self.run.job}.py",
+                self.folder.config,
+                resources,
+                node=self.node,
+                head=opened["head"],
+                port=opened["port"],
+                scratch=scratch,
+            )
+            return ranks.run(command, variables, lambda: self._stop_by(attempt))
 
     def _stop_by(self, attempt: Path) -> float | None:
         """Once a signal has come, ask the ranks to save, and say until when they may."""

@@ -92,6 +92,18 @@ def test_a_rank_that_logs_nothing_for_long_is_left_alone_while_another_moves(pla
     assert work(launch) == EXIT_DONE
 
 
+def test_ranks_that_fail_and_ranks_that_end_leave_nothing_on_a_nodes_disk(plan, tmp_path, monkeypatch):
+    """torchrun left a folder in /tmp of every attempt: hundreds after a day."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    launch = plan("{mishap: hang, rank: 1, resources.gpus_per_node: 2}", hang_s=5)
+    monkeypatch.setenv("TMPDIR", str(scratch))
+
+    assert [work(launch), work(launch)] == [EXIT_AGAIN, EXIT_DONE]
+
+    assert not list(scratch.iterdir())
+
+
 @pytest.mark.parametrize("cause", ["stopped", "cancelled"])
 def test_an_attempt_that_was_asked_to_stop_and_died_first_keeps_no_other_from_starting(plan, cause):
     launch = plan("{steps: 4}")
