@@ -6,4 +6,4 @@ from torch import nn
 
 
 class Layers(nn.ModuleList):
-    """Layers that are called one after the other, as modules, and by nobody else: see train/recorded.py."""
+    """Layers that an update only calls, one after the other and as modules: see train/recorded.py."""

@@ -30,7 +30,7 @@ BLOCK = 128
 STRETCH = 512
 # of torch's own, 128 by 64, the forward takes 1.4 to 2.5 times as long with such masks (H200, heads of 64)
 TILES: Any = {"BLOCK_M": 64, "BLOCK_N": 64}
-# of heads so wide alone, backward: with torch's own it takes 1.1 times as long; wider ones would not fit
+# backward, of heads so wide alone: with torch's own it takes 1.1 times as long, and others were not measured
 _MEASURED = 64
 TILES_BACKWARD: Any = {
     "bwd_BLOCK_M1": 32,

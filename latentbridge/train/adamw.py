@@ -137,7 +137,7 @@ class _Piece:
         return [dict(zip(("rest", "exp_avg", "exp_avg_sq"), parts, strict=True)) for parts in kept]
 
     def holds(self) -> bool:
-        """Whether the weights are here."""
+        """Whether the first weight is here: whoever moves a model moves all of it."""
         first, here = self._weights[0].untyped_storage(), self.numbers[0].untyped_storage()
         return first.data_ptr() == here.data_ptr()
 
