@@ -5,14 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +18,7 @@ from latentbridge.config import dump, to_yaml
 from latentbridge.errors import ConfigError
 from latentbridge.launch.cells.expand import Cell, read_cells
 from latentbridge.launch.cluster import Cluster, Resources, load_cluster, resources_for
+from latentbridge.launch.environment import packages, versions
 from latentbridge.launch.lease import process_space
 from latentbridge.launch.ledger import Ledger, Orders
 from latentbridge.launch.record import LIMITS, PLAN, Launch, PlannedRun
@@ -314,20 +312,3 @@ def _git(root: Path, *words: str) -> str:
     except OSError:
         return ""
     return answer.stdout if answer.returncode == 0 else ""
-
-
-def versions() -> dict[str, str | None]:
-    """Versions of what a result may depend on."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "executable": sys.executable}
-    for package in ("latentbridge", "torch", "deepspeed", "accelerate", "transformers", "submitit", "numpy"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def packages() -> list[str]:
-    """Every installed distribution with its version, sorted."""
-    found = {f"{dist.name}=={dist.version}" for dist in metadata.distributions()}
-    return sorted(found, key=str.lower)

@@ -11,7 +11,8 @@ import shutil
 from pathlib import Path
 
 from latentbridge.errors import DamageError
-from latentbridge.launch.plan import Plan, code_hash, versions
+from latentbridge.launch.environment import versions
+from latentbridge.launch.plan import Plan, code_hash
 from latentbridge.launch.record import PLAN, PlannedRun
 from latentbridge.rundir import STATES, RunDir, link_or_copy, read_object, sync_disk
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,10 @@ def test_a_launch_ends_with_every_run_done_and_asking_again_submits_nothing(writ
     assert {(folder / run / "DONE").exists() for run in ("a-s1", "a-s2")} == {True}
     assert "nothing to run" in again.stdout
     assert len(list((folder / "a-s1" / "attempts").iterdir())) == 1
+    # the manifest tells what there was where the launch was made
+    opened = read_json(folder / "a-s1" / "attempts" / "1" / "env.json")
+    assert opened["versions"]["torch"] == metadata.version("torch")
+    assert isinstance(opened["gpu_models"], list)
     assert again.returncode == 0
 
 

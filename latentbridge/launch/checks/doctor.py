@@ -18,7 +18,7 @@ from rich.table import Table
 from latentbridge.errors import SchedulerError
 from latentbridge.launch.checks.files import LOW_SPACE_BYTES, NEEDED
 from latentbridge.launch.cluster import Cluster, load_cluster, local_gpus
-from latentbridge.launch.plan import versions
+from latentbridge.launch.environment import versions
 from latentbridge.launch.slurm.limits import Limits, Partition, read_limits
 
 Verdict = Literal["good", "warn", "bad"]

@@ -21,6 +21,7 @@ from types import FrameType
 from latentbridge.errors import LockedError, RunError, SchedulerError
 from latentbridge.job import ATTEMPT_VARIABLE, CHECKPOINTED, LOCK_PATIENCE_S, STOP_REQUEST, die_with_parent
 from latentbridge.launch.account import over_budget
+from latentbridge.launch.environment import gpu_models, versions
 from latentbridge.launch.node import own_job
 from latentbridge.launch.node.attempt import SIGNALLED, Ending, close_lost, conclude, read_opening
 from latentbridge.launch.node.causes import Cause, classify
@@ -230,6 +231,9 @@ class Worker:
                 "slurm": own_job.identity() if self.on_slurm else None,
                 "token": self.token,
                 "host": os.uname().nodename,
+                # a launch can be made elsewhere: what its manifest tells is of the machine that made it
+                "versions": versions(),
+                "gpu_models": gpu_models(),
                 # SLURM numbers those of a job from 0, and gives them to one job alone
                 "cards": None if self.on_slurm else os.environ.get("CUDA_VISIBLE_DEVICES", ""),
                 "nodes": os.environ.get("SLURM_JOB_NODELIST", os.uname().nodename),

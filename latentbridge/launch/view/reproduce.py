@@ -8,9 +8,10 @@ import subprocess
 import sys
 from typing import Any
 
+from latentbridge.launch.environment import packages
 from latentbridge.launch.node.attempt import ranks_of
 from latentbridge.launch.node.torchrun import child_environment, torchrun_command
-from latentbridge.launch.plan import code_hash, packages
+from latentbridge.launch.plan import code_hash
 from latentbridge.launch.record import Launch, PlannedRun
 from latentbridge.launch.view.overview import shortened
 from latentbridge.metric import is_seconds
