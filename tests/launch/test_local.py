@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from launching import steps_of, the_launch, wait_for
 
+from latentbridge.launch.environment import gpu_models
 from latentbridge.launch.record import Launch
 from latentbridge.launch.status import wait_for_others
 from latentbridge.rundir import RunDir, hold_lock, read_json, write_json
@@ -72,7 +73,7 @@ def test_a_launch_ends_with_every_run_done_and_asking_again_submits_nothing(writ
     # the manifest tells what there was where the launch was made
     opened = read_json(folder / "a-s1" / "attempts" / "1" / "env.json")
     assert opened["versions"]["torch"] == metadata.version("torch")
-    assert isinstance(opened["gpu_models"], list)
+    assert opened["gpu_models"] == gpu_models()
     assert again.returncode == 0
 
 
